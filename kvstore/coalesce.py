@@ -1,0 +1,421 @@
+"""Coalescing: what is called while a batch is in flight makes up the next one. Once, for every driver.
+
+Idle, a call goes straight through to the driver in its caller's task. Busy, calls wait in the order in which they came;
+whenever a batch ends, all that may start now start together: reads as one `read`, writes as one `write`. A call may start
+when no earlier, unfinished call concerns the same key and one of the two writes; so calls on one key take effect in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Generic, Literal, TypeVar
+
+from kvstore.driver import Batch, Driver, Expect, Write
+from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, KVStoreError, UnsupportedOperation
+
+MAX_BATCH_KEYS = 1000
+MAX_BATCH_BYTES = 8 * 2**20
+
+Notify = Callable[[Sequence[Write], Sequence[bool]], None]
+_Kind = Literal["read", "has", "write", "turn"]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TickBudget:
+    """How much work may still be done inline in this pass of the event loop, so that no crowd of tasks holds it."""
+
+    __slots__ = ("_full", "_left", "_loop", "_refilled", "_waiting")
+
+    def __init__(self, units: int) -> None:
+        self._full = units
+        self._left = 0
+        self._waiting = 0
+        self._refilled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def spend(self, units: int = 1) -> bool:
+        """Takes `units`; False when there are none left in this pass, or others wait for theirs."""
+        if self._left <= 0:
+            self._refill()
+        if self._left > 0 and not self._waiting:
+            self._left -= units
+            return True
+        return False
+
+    async def wait(self, units: int = 1) -> None:
+        """Takes `units`, in a later pass if there are none left in this one. First come, first served."""
+        if not self.spend(units):
+            self._waiting += 1
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self._waiting = max(0, self._waiting - 1)
+            self._left -= units
+
+    def _refill(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # another one in turn: what was scheduled in the last never ran
+            self._loop, self._refilled, self._waiting = loop, False, 0
+        if not self._refilled:
+            self._refilled, self._left = True, self._full
+            loop.call_soon(self._end_pass)
+
+    def _end_pass(self) -> None:
+        self._refilled, self._left = False, 0
+
+
+class _Call(Generic[R]):
+    __slots__ = ("done", "expect", "keys", "kind", "mutates", "writes")
+
+    def __init__(
+        self,
+        kind: _Kind,
+        keys: Sequence[str] | None,
+        done: asyncio.Future[R],
+        mutates: bool = False,
+        writes: Sequence[Write] = (),
+        expect: Expect | None = None,
+    ) -> None:
+        self.kind = kind
+        self.keys = keys  # None: any key
+        self.done = done
+        self.mutates = mutates
+        self.writes = writes
+        self.expect = expect
+
+
+class _Keys:
+    """A set of keys that may be all of them."""
+
+    __slots__ = ("_all", "_some")
+
+    def __init__(self) -> None:
+        self._all = False
+        self._some: set[str] = set()
+
+    def add(self, keys: Iterable[str] | None) -> None:
+        if keys is None:
+            self._all = True
+        else:
+            self._some.update(keys)
+
+    def touches(self, keys: Iterable[str] | None) -> bool:
+        if self._all:
+            return True
+        return bool(self._some) if keys is None else not self._some.isdisjoint(keys)
+
+
+class Coalescer:
+    """One driver's calls, connected once, batched, in order. Errors that escape the driver become `BackendError`."""
+
+    def __init__(self, driver: Driver, connected: Callable[[], None] = lambda: None) -> None:
+        self._driver = driver
+        self._connected = connected
+        self._notify: Notify | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pending: deque[_Call[Any]] = deque()
+        self._flying: dict[_Kind, Collection[str]] = {}  # the keys of the one batch in flight of each kind
+        self._turns: list[_Call[Any]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._dispatching = False
+
+    def on_write(self, notify: Notify | None) -> None:
+        """`notify` is called with each batch of writes that took effect, once its caller may know."""
+        self._notify = notify
+
+    # The calls
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await self._look("read", self._driver.read, keys)
+
+    async def has(self, keys: Sequence[str]) -> list[bool]:
+        return await self._look("has", self._driver.has, keys)
+
+    async def _look(self, kind: _Kind, ask: Callable[[Sequence[str]], Awaitable[list[T]]], keys: Sequence[str]) -> list[T]:
+        if self._loop is not asyncio.get_running_loop():
+            await self._attach()
+        flying = self._flying
+        if kind in flying or self._pending or self._turns or ("write" in flying and not _apart(flying["write"], keys)):
+            return await self._wait_for(_Call(kind, keys, self._future()))
+        flying[kind] = keys
+        try:
+            return await ask(keys)
+        except Exception as error:
+            raise backend_error(error) from error
+        finally:
+            self._landed(kind)
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        if self._loop is not asyncio.get_running_loop():
+            await self._attach()
+        keys = [key for key, _, _ in writes]
+        if expect:
+            keys += expect
+        # Where somebody watches, the write runs in a task of its own, so that a cancelled caller's change is told too.
+        flying = self._flying
+        if self._pending or self._turns or self._notify or (flying and not _all_apart(flying, keys)):
+            call = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect)
+            return await self._wait_for(call)
+        flying["write"] = keys
+        try:
+            return await self._driver.write(writes, expect)
+        except Exception as error:
+            raise backend_error(error) from error
+        finally:
+            self._landed("write")
+
+    @asynccontextmanager
+    async def turn(self, keys: Sequence[str] | None, *, mutates: bool) -> AsyncIterator[None]:
+        """For calls that can't be merged: inside, nothing earlier on `keys` (None: any) is under way.
+
+        If it mutates, later calls on them wait for its end.
+        """
+        if self._loop is not asyncio.get_running_loop():
+            await self._attach()
+        call = _Call("turn", keys, self._future(), mutates=mutates)
+        if self._pending or self._turns or self._flying:
+            self._pending.append(call)
+            self._dispatch()
+        else:
+            self._turns.append(call)
+            call.done.set_result(None)
+        try:
+            await call.done
+            yield
+        except Exception as error:
+            raise backend_error(error) from error
+        finally:
+            if call in self._turns:
+                self._turns.remove(call)
+            if self._pending:
+                self._dispatch()
+
+    async def aclose(self) -> None:
+        """Waits for what is under way, then closes the driver."""
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            self._move()
+        if self._connecting is not None and self._connecting.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait([self._connecting])
+        while self._pending or self._flying or self._turns:
+            with_everything = _Call("turn", None, self._future(), mutates=True)
+            self._pending.append(with_everything)
+            self._dispatch()
+            await with_everything.done
+            self._turns.remove(with_everything)
+        try:
+            await self._driver.aclose()
+        except Exception as error:
+            raise backend_error(error) from error
+
+    # Connecting
+
+    async def _attach(self) -> None:
+        """Connects the driver, once an event loop, whoever comes first; a failure is everyone's who waits."""
+        loop = asyncio.get_running_loop()
+        while self._loop is not loop:
+            if self._connecting is None or self._connecting.get_loop() is not loop:
+                self._move()
+                self._connecting = loop.create_task(self._connect(loop))
+                self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
+            connecting = self._connecting
+            await asyncio.shield(connecting)
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            await self._driver.connect()
+            self._loop = loop
+            self._connected()
+        except Exception as error:
+            raise backend_error(error) from error
+        finally:
+            self._connecting = None
+
+    def _move(self) -> None:
+        """Leaves the event loop that was used before, which has to be over."""
+        loops = [self._loop] if self._connecting is None else [self._loop, self._connecting.get_loop()]
+        for loop in loops:
+            if loop is not None and loop.is_running() and loop is not asyncio.get_running_loop():
+                raise UnsupportedOperation(
+                    "this storage is in use by another event loop that is running; give each thread a storage of its own"
+                )
+        self._loop = None
+        self._reset()
+
+    # Batching
+
+    def _future(self) -> asyncio.Future[Any]:
+        assert self._loop is not None
+        return self._loop.create_future()
+
+    async def _wait_for(self, call: _Call[R]) -> R:
+        self._pending.append(call)
+        if call.kind not in self._flying and not self._dispatching:
+            self._dispatching = True  # once a pass, however many calls come in it
+            asyncio.get_running_loop().call_soon(self._dispatch)
+        return await call.done
+
+    def _landed(self, kind: _Kind) -> None:
+        self._flying.pop(kind, None)
+        if self._pending:
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Starts all waiting calls that may start, in the order in which they came."""
+        self._dispatching = False
+        read, written, stuck = (
+            _Keys(),
+            _Keys(),
+            _Keys(),
+        )  # by earlier calls; stuck: written by one that a write must not pass
+        for flying, held in self._flying.items():
+            (written if flying == "write" else read).add(held)
+        for turn in self._turns:
+            if turn.mutates:
+                written.add(turn.keys)
+                stuck.add(turn.keys)
+            elif turn.keys is not None:  # a listing holds nobody up
+                read.add(turn.keys)
+        batches: dict[_Kind, list[_Call[Any]]] = {"read": [], "has": [], "write": []}
+        room: dict[_Kind, int] = dict.fromkeys(batches, MAX_BATCH_KEYS)
+        waiting: deque[_Call[Any]] = deque()
+        for call in self._pending:
+            if call.done.done():  # cancelled before it began
+                continue
+            kind, keys = call.kind, call.keys
+            if kind == "turn":
+                if call.mutates:
+                    start = not (read.touches(keys) or written.touches(keys))
+                else:
+                    start = not written.touches(keys)
+                if start:
+                    self._turns.append(call)
+                    call.done.set_result(None)
+            else:
+                blocked = (read.touches(keys) or stuck.touches(keys)) if call.mutates else written.touches(keys)
+                start = not blocked and kind not in self._flying and room[kind] > 0
+                if start:
+                    batches[kind].append(call)
+                    room[kind] -= _weight(call)
+            if not start:
+                waiting.append(call)
+            if call.mutates:
+                written.add(keys)
+                if not start or kind == "turn":
+                    stuck.add(keys)
+            elif keys is not None or not start:
+                read.add(keys)
+        self._pending = waiting
+        for kind, calls in batches.items():
+            if calls:
+                self._flying[kind] = {key for call in calls for key in call.keys or ()}
+                task = asyncio.get_running_loop().create_task(self._fly(kind, calls))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _fly(self, kind: _Kind, calls: list[_Call[Any]]) -> None:
+        try:
+            outcomes = await self._run(kind, calls)
+        except Exception as error:
+            outcomes = await self._run_singly(kind, calls, backend_error(error))
+        finally:
+            self._flying.pop(kind, None)
+        for call, outcome in zip(calls, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                if not call.done.done():
+                    call.done.set_exception(backend_error(outcome))
+                continue
+            if kind == "write" and self._notify is not None and outcome is not None:
+                self._notify(call.writes, outcome)
+            if not call.done.done():
+                call.done.set_result(outcome)
+        if self._pending:
+            self._dispatch()
+
+    async def _run(self, kind: _Kind, calls: Sequence[_Call[Any]]) -> Sequence[Any]:
+        if kind == "write":
+            return await self._run_writes(calls)
+        keys = list(dict.fromkeys(key for call in calls for key in call.keys or ()))
+        ask: Callable[[Sequence[str]], Awaitable[list[Any]]] = self._driver.read if kind == "read" else self._driver.has
+        found = dict(zip(keys, await ask(keys), strict=True))
+        return [[found[key] for key in call.keys or ()] for call in calls]
+
+    async def _run_singly(self, kind: _Kind, calls: Sequence[_Call[Any]], error: KVStoreError) -> Sequence[Any]:
+        """After a batch failed: once more one by one, so that a fault of one call is its own. A dead backend is everyone's."""
+        if len(calls) == 1 or isinstance(error, BackendUnavailable | BackendTimeout):
+            return [error] * len(calls)
+        outcomes: list[Any] = []
+        for call in calls:
+            try:
+                outcomes += await self._run(kind, [call])
+            except Exception as single:
+                outcomes.append(backend_error(single))
+        return outcomes
+
+    async def _run_writes(self, calls: Sequence[_Call[Any]]) -> list[Any]:
+        """Runs of plain writes become one each, where the last write of a key wins and all its callers are answered."""
+        batches: list[Batch] = []
+        answers: list[tuple[int, list[int | bool]]] = []  # per call: its batch, and per write the place in it or the answer
+        places: dict[str, int] = {}
+        merged: list[Write] | None = None
+        for call in calls:
+            if call.expect is not None:
+                batches.append((call.writes, call.expect))
+                answers.append((len(batches) - 1, []))
+                merged = None
+                continue
+            if merged is None:
+                merged, places = [], {}
+                batches.append((merged, None))
+            places_of: list[int | bool] = []
+            for write in call.writes:
+                place = places.get(write[0])
+                if place is None:
+                    places[write[0]] = len(merged)
+                    places_of.append(len(merged))
+                    merged.append(write)
+                else:
+                    places_of.append(merged[place][1] is not None)
+                    merged[place] = write
+            answers.append((len(batches) - 1, places_of))
+        if len(batches) == 1:
+            results: Sequence[list[bool] | KVStoreError | None] = [await self._driver.write(*batches[0])]
+        else:
+            results = await self._driver.write_many(batches)
+        outcomes: list[Any] = []
+        for call, (batch, places_of) in zip(calls, answers, strict=True):
+            result = results[batch]
+            if call.expect is None and isinstance(result, list):
+                result = [place if isinstance(place, bool) else result[place] for place in places_of]
+            outcomes.append(result)
+        return outcomes
+
+
+def backend_error(error: Exception) -> KVStoreError:
+    """`error` as one of the tree; what a driver let through is a `BackendError` that it caused."""
+    if isinstance(error, KVStoreError):
+        return error
+    wrapped = BackendError(f"the backend failed: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _apart(flying: Collection[str], keys: Sequence[str]) -> bool:
+    return all(key not in flying for key in keys)
+
+
+def _all_apart(flying: dict[_Kind, Collection[str]], keys: Sequence[str]) -> bool:
+    return "write" not in flying and all(_apart(others, keys) for others in flying.values())
+
+
+def _weight(call: _Call[Any]) -> int:
+    """The share of a batch that a call takes, so that neither many keys nor large values make a batch too long."""
+    size = sum(len(data) for _, data, _ in call.writes if data is not None)
+    return max(len(call.writes) or len(call.keys or ()), size * MAX_BATCH_KEYS // MAX_BATCH_BYTES)

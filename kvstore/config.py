@@ -1,0 +1,101 @@
+"""Mounts from a TOML file, a mapping or an environment variable."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvstore.errors import ConfigError, KVStoreError
+from kvstore.storage import Storage
+
+ENVIRONMENT = "KVSTORE_CONFIG"
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\$")
+
+
+def open_storage(source: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> Storage:
+    """A storage with the mounts that a configuration names.
+
+    `source` is the path of a TOML file, or a mapping of the same form; without one, the environment variable
+    `KVSTORE_CONFIG` names the file, or holds a URL for a storage of one mount. The form:
+
+        [mounts]
+        "" = "sqlite:///app.db"
+        cache = { driver = "redis", url = "${REDIS_URL}", ttl = 60 }
+
+    A mount is a driver's name or URL, or a table with `driver`, the mount's `ttl` (seconds) and `read_only`, and the
+    driver's options. In texts `${NAME}` is the environment variable of that name, `${NAME:-text}` the text where it is not
+    set, `$$` a `$`. Relative paths are relative to the working directory. A key that no mount holds is refused.
+
+    Raises `ConfigError` for what is wrong, naming the file and the mount.
+    """
+    where = "the mapping"
+    if source is None:
+        source = os.environ.get(ENVIRONMENT)
+        if not source:
+            raise ConfigError(f"give a file or a mapping, or set {ENVIRONMENT} to the path of a file or to a URL")
+        if "://" in source or source.endswith(":"):
+            source = {"": source}
+    if isinstance(source, Mapping):
+        content: Mapping[str, Any] = source
+        if "mounts" not in content or isinstance(content["mounts"], str) or "driver" in content["mounts"]:
+            content = {"mounts": content}
+    else:
+        where = str(source)
+        content = _load(Path(source).expanduser())
+    return _build(content, where)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _build(content: Mapping[str, Any], where: str) -> Storage:
+    unknown = [str(name) for name in content if name != "mounts"]
+    if unknown:
+        raise ConfigError(f"{where}: there is no setting {unknown[0]!r}; the mounts stand in a table `mounts`")
+    mounts = content.get("mounts")
+    if not isinstance(mounts, Mapping) or not mounts:
+        raise ConfigError(f"{where}: no mounts are given in a table `mounts`")
+    storage = Storage()
+    for base, entry in mounts.items():
+        try:
+            options: Any = {"driver": entry} if isinstance(entry, str) else entry
+            if not isinstance(options, Mapping):
+                raise ConfigError("a mount is a driver's name or URL, or a table with `driver` and its options")
+            options = {str(name): _expand(value) for name, value in options.items()}
+            driver = options.pop("driver", None)
+            if driver is None:
+                raise ConfigError("the mount names no `driver`")
+            storage.mount(base, driver, **options)
+        except KVStoreError as error:
+            raise type(error)(f"{where}: {error.message}", mount=str(base), driver=error.driver) from error.__cause__
+    return storage
+
+
+def _expand(value: Any) -> Any:
+    """`value` with `${NAME}` replaced in every text inside."""
+    if isinstance(value, str):
+        return _VARIABLE.sub(_variable, value)
+    if isinstance(value, Mapping):
+        return {name: _expand(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_expand(member) for member in value]
+    return value
+
+
+def _variable(match: re.Match[str]) -> str:
+    if match[0] == "$$":
+        return "$"
+    value = os.environ.get(match[1], match[2])
+    if value is None:
+        raise ConfigError(f"the environment variable {match[1]} is not set")
+    return value

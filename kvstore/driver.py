@@ -1,0 +1,194 @@
+"""What a backend has to do: three calls say it all, the others have defaults that are built on them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, Self
+
+from kvstore.errors import ConfigError, KVStoreError, UnsupportedOperation
+from kvstore.values import now_ms
+
+Write = tuple[str, bytes | None, int | None]
+"""(key, bytes or None to remove, when it expires in milliseconds since 1970 or None for never)."""
+Expect = Mapping[str, bytes | None]
+"""Key to the exact bytes that must be there, None: the key must be absent."""
+Batch = tuple[Sequence[Write], Expect | None]
+"""The arguments of one `Driver.write`."""
+
+PAGE = 1000
+"""How many keys are asked for at a time where the caller sets no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a driver promises: facts, never hopes. What it does not declare is refused, and its tests expect that."""
+
+    atomic: bool = False
+    """A `write` of several keys is all or nothing, to every reader and after a crash."""
+    conditional: bool = False
+    """`expect` holds against every task, thread and process on the store."""
+    ordered: bool = False
+    """A `scan` costs what it returns, wherever in the order it starts."""
+    expiry: bool = True
+    """Values can be given a time to live."""
+    metadata: bool = False
+    """`stat` tells times and custom metadata; `set_meta` keeps the latter."""
+    watch: bool = False
+    """`watch` tells of changes, those of other processes too."""
+    persistent: bool = True
+    """What is written is still there when the driver is opened again with the same options."""
+    shared: bool = False
+    """Several drivers, in several processes, may be open on one store at once."""
+    inline: bool = False
+    """No call ever waits, so calls need no batching."""
+    own_clock: bool = True
+    """Expiry is told by `Driver.clock`, not by a server's clock."""
+
+
+class Stat(NamedTuple):
+    """What a driver knows of one key besides its value."""
+
+    size: int
+    """In bytes."""
+    etag: str
+    """Differs whenever the value was written in between."""
+    mtime: int | None = None
+    """The last write, in milliseconds since 1970."""
+    expires_at: int | None = None
+    """In milliseconds since 1970; None: never."""
+    custom: bytes | None = None
+    """Custom metadata as it was given to `set_meta`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One key that changed."""
+
+    kind: Literal["update", "remove"]
+    key: str
+
+
+class Driver(ABC):
+    """A backend.
+
+    Keys arrive normalized and relative to the mount, values as bytes, expiry in milliseconds since 1970. Every key that
+    `normalize_key` lets through is legal, and what the backend can't spell the driver escapes reversibly. An expired key
+    is absent for every call. `prefix` is a literal that ends with `:` or is empty.
+
+    A call may be cancelled: whether its write happens is then open, but it must not happen after a later call on the
+    same key. Errors of the backend are raised as `BackendUnavailable`, `BackendTimeout` or `BackendError`, what is stored
+    and can't be read as `CorruptValueError`, and whatever else escapes is wrapped in a `BackendError` above.
+    """
+
+    capabilities: Capabilities
+    clock: Callable[[], int] = staticmethod(now_ms)
+    """Tells the time in milliseconds since 1970. Tests set it on the instance."""
+    url_schemes: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def name(self) -> str:
+        """The short name that errors show: the module's, such as `sqlite`."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> Self:
+        """The driver that `url` names, with `options` besides. Raises `ConfigError` where it has no URL form."""
+        raise ConfigError(f"driver {cls.__name__} has no URL form")
+
+    async def connect(self) -> None:
+        """Called before the first call, and once more in each further event loop. Must be repeatable."""
+
+    @abstractmethod
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of `keys` in their order, None for a missing one. No key is named twice."""
+
+    @abstractmethod
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        """Sets and removes, in one go. For each: was the key there before. No key is named twice.
+
+        With `expect` nothing is written unless all of it holds; None says that it did not.
+        """
+
+    @abstractmethod
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        """At most `limit` keys that start with `prefix`, by code point, downwards if `reverse`.
+
+        They start behind `after`, a text that need not be a key and may be longer than one.
+        """
+
+    async def aclose(self) -> None:
+        """Gives everything back. Called once, and not when a call is under way."""
+
+    # What follows a driver may do faster or better than on the three calls.
+
+    async def has(self, keys: Sequence[str]) -> list[bool]:
+        """Which of `keys` are there."""
+        return [data is not None for data in await self.read(keys)]
+
+    async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
+        """Several independent `write` calls in order, for one round trip. Per batch its result, or its error.
+
+        What raises says that none of them took effect (`BackendUnavailable` and `BackendTimeout`: that it is not known).
+        """
+        results: list[list[bool] | KVStoreError | None] = []
+        for writes, expect in batches:
+            try:
+                results.append(await self.write(writes, expect))
+            except KVStoreError as error:
+                results.append(error)
+        return results
+
+    async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
+        """What is known of `keys` in their order, None for a missing one."""
+        return [
+            None if data is None else Stat(len(data), hashlib.blake2b(data, digest_size=8).hexdigest())
+            for data in await self.read(keys)
+        ]
+
+    async def touch(self, key: str, expires_at: int | None) -> bool:
+        """Sets when `key` expires and leaves its value. False: it is not there."""
+        if not self.capabilities.conditional:
+            raise UnsupportedOperation("touch needs a driver with conditional writes")
+        while True:
+            [data] = await self.read([key])
+            if data is None:
+                return False
+            if await self.write([(key, data, expires_at)], {key: data}) is not None:
+                return True
+
+    async def set_meta(self, key: str, custom: bytes | None) -> bool:
+        """Keeps `custom` for `key`, None to remove it. False: the key is not there.
+
+        It stays when the value is overwritten and goes when the key is removed or expires.
+        """
+        raise UnsupportedOperation("this driver keeps no custom metadata")
+
+    async def count(self, prefix: str) -> int:
+        """How many keys start with `prefix`."""
+        total, after = 0, None
+        while page := await self.scan(prefix, after=after, limit=PAGE, reverse=False):
+            total, after = total + len(page), page[-1]
+        return total
+
+    async def clear(self, prefix: str) -> int:
+        """Removes the keys that start with `prefix`, and says how many were there."""
+        total, after = 0, None
+        while page := await self.scan(prefix, after=after, limit=PAGE, reverse=False):
+            removed = await self.write([(key, None, None) for key in page])
+            total, after = total + sum(removed or ()), page[-1]
+        return total
+
+    async def sweep(self) -> int | None:
+        """Takes back the space of expired keys. Returns when the next one expires, None where none will.
+
+        Called from time to time. A backend that does this by itself needs none.
+        """
+        return None
+
+    def watch(self, prefix: str) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """Inside the context: the changes below `prefix`, by whoever makes them, this driver included."""
+        raise UnsupportedOperation("this driver can't tell of changes by other processes")

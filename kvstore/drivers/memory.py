@@ -1,0 +1,227 @@
+"""Memory: a dict in this process, with an ordered index that is built when something is listed for the first time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+from time import time
+from typing import Self
+
+from sortedcontainers import SortedList
+
+from kvstore.coalesce import TickBudget
+from kvstore.driver import Capabilities, Driver, Expect, Stat, Write
+from kvstore.errors import ConfigError
+
+_KEYS_PER_PASS = 5_000
+"""About 5 ms of reads and writes."""
+_STEP = 2_000
+"""Keys indexed, expired or freed at a time: about 5 ms."""
+
+
+class MemoryDriver(Driver):
+    """Keeps everything in this process, as bytes, until it ends.
+
+    Safe to use from several threads. Its space is taken back when a value expires, a key is removed or the driver is closed.
+    """
+
+    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False, inline=True)
+    url_schemes = ("memory",)
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[bytes, int | None, float, bytes | None]] = {}
+        self._expiring: list[tuple[int, str]] = []  # a heap; what was overwritten stays in it until its time
+        self._lock = threading.RLock()
+        self._budget = TickBudget(_KEYS_PER_PASS)
+        # The index holds the keys of `_entries` but for those still in `_backlog`, which were there when it was begun,
+        # and in `_fresh`, which came later.
+        self._index: SortedList | None = None
+        self._backlog: list[str] = []
+        self._fresh: dict[str, None] = {}
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> Self:
+        if url.removeprefix("memory:").strip("/"):
+            raise ConfigError("the URL of memory is `memory:` and nothing more")
+        return cls(**options)
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        if not self._budget.spend(len(keys)):
+            await self._budget.wait(len(keys))
+        entries = self._entries
+        found: list[bytes | None] = []
+        for key in keys:
+            entry = entries.get(key)
+            if entry is None or (entry[1] is not None and entry[1] <= self.clock()):
+                found.append(None)
+            else:
+                found.append(entry[0])
+        return found
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        if not self._budget.spend(len(writes)):
+            await self._budget.wait(len(writes))
+        entries = self._entries
+        found: list[bool] = []
+        with self._lock:
+            if expect:
+                for key, data in expect.items():
+                    entry = self._live(key)
+                    if data != (None if entry is None else entry[0]):
+                        return None
+            for key, data, expires_at in writes:
+                old = entries.get(key)
+                there = old is not None and (old[1] is None or old[1] > self.clock())
+                found.append(there)
+                if data is None:
+                    if old is not None:
+                        self._drop(key)
+                else:
+                    entries[key] = (data, expires_at, time(), old[3] if there and old is not None else None)
+                    if expires_at is not None:
+                        self._expect(key, expires_at)
+                    if old is None and self._index is not None:
+                        self._fresh[key] = None
+        return found
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        if not self._budget.spend(limit // 8 + 1):
+            await self._budget.wait(limit // 8 + 1)
+        low, high = prefix, _end(prefix)
+        open_low = False
+        if after is not None and reverse:
+            high = after if high is None else min(high, after)
+        elif after is not None and after >= low:
+            low, open_low = after, True
+        if high is not None and low >= high:
+            return []
+        index = await self._settled()
+        found = index.irange(low, high, (not open_low, False), reverse)
+        with self._lock:
+            return [key for key, _ in zip(found, range(limit), strict=False)]
+
+    async def aclose(self) -> None:
+        self._entries, self._expiring = {}, []
+        self._index, self._backlog, self._fresh = None, [], {}
+
+    async def has(self, keys: Sequence[str]) -> list[bool]:
+        return [self._live(key) is not None for key in keys]
+
+    async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
+        return [
+            entry and Stat(len(entry[0]), entry[2].hex(), int(entry[2] * 1000), entry[1], entry[3])
+            for entry in map(self._live, keys)
+        ]
+
+    async def touch(self, key: str, expires_at: int | None) -> bool:
+        with self._lock:
+            entry = self._live(key)
+            if entry is None:
+                return False
+            self._entries[key] = (entry[0], expires_at, *entry[2:])
+            if expires_at is not None:
+                self._expect(key, expires_at)
+            return True
+
+    async def set_meta(self, key: str, custom: bytes | None) -> bool:
+        with self._lock:
+            entry = self._live(key)
+            if entry is not None:
+                self._entries[key] = (*entry[:3], custom)
+            return entry is not None
+
+    async def count(self, prefix: str) -> int:
+        if not prefix and not self._expiring:
+            return len(self._entries)
+        index = await self._settled()
+        return len(range(*_range(index, prefix)))
+
+    async def clear(self, prefix: str) -> int:
+        index = await self._settled()
+        if prefix:
+            with self._lock:
+                start, stop = _range(index, prefix)
+                for key in index[start:stop]:
+                    del self._entries[key]
+                del index[start:stop]
+            return stop - start
+        with self._lock:
+            gone, self._entries = self._entries, {}
+            self._index, self._expiring = None, []
+        count = len(gone)
+        while gone:  # freeing a million values at once would take a while
+            for _ in range(min(_STEP, len(gone))):
+                gone.popitem()
+            await asyncio.sleep(0)
+        return count
+
+    async def sweep(self) -> int | None:
+        while self._expire():
+            await asyncio.sleep(0)
+        return self._expiring[0][0] if self._expiring else None
+
+    def _live(self, key: str) -> tuple[bytes, int | None, float, bytes | None] | None:
+        entry = self._entries.get(key)
+        return None if entry is not None and entry[1] is not None and entry[1] <= self.clock() else entry
+
+    def _drop(self, key: str) -> None:
+        del self._entries[key]
+        if self._index is not None and self._fresh.pop(key, self) is self:
+            self._index.discard(key)
+
+    def _expect(self, key: str, expires_at: int) -> None:
+        heappush(self._expiring, (expires_at, key))
+        if len(self._expiring) > 2 * len(self._entries) + 1000:
+            self._expiring = [(entry[1], key) for key, entry in self._entries.items() if entry[1] is not None]
+            heapify(self._expiring)
+
+    def _expire(self) -> bool:
+        """Drops some of what has expired; True: there is more."""
+        with self._lock:
+            now = self.clock()
+            for _ in range(_STEP):
+                if not self._expiring or self._expiring[0][0] > now:
+                    return False
+                _, key = heappop(self._expiring)
+                entry = self._entries.get(key)
+                if entry is not None and entry[1] is not None and entry[1] <= now:
+                    self._drop(key)
+        return True
+
+    async def _settled(self) -> SortedList:
+        """The index, with every key in it that is there now and none else. Built in steps that leave the event loop alive."""
+        with self._lock:
+            if self._index is None:
+                self._index, self._backlog, self._fresh = SortedList(), list(self._entries), {}
+        while True:
+            with self._lock:
+                index = self._index
+                more = self._index_some(index) if index is not None else True
+                more = self._expire() or more
+                if not more and index is not None:
+                    return index
+            if index is None:
+                return await self._settled()
+            await asyncio.sleep(0)
+
+    def _index_some(self, index: SortedList) -> bool:
+        """Moves some of the backlog, then of the fresh keys into the index; True: there is more."""
+        if self._backlog:
+            some, self._backlog[-_STEP:] = self._backlog[-_STEP:], []
+            index.update([key for key in some if key in self._entries and key not in self._fresh])
+        else:
+            count = min(_STEP, len(self._fresh))
+            index.update([self._fresh.popitem()[0] for _ in range(count)])
+        return bool(self._backlog or self._fresh)
+
+
+def _end(prefix: str) -> str | None:
+    """The first text behind all that start with `prefix`, which ends with `:` or is empty (None: there is none)."""
+    return prefix[:-1] + ";" if prefix else None
+
+
+def _range(index: SortedList, prefix: str) -> tuple[int, int]:
+    end = _end(prefix)
+    return index.bisect_left(prefix), len(index) if end is None else index.bisect_left(end)

@@ -1,0 +1,105 @@
+"""The one error tree. Every error names the operation, key, mount and driver that it concerns."""
+
+from __future__ import annotations
+
+import re
+from typing import Self
+
+_PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/@]*@")
+
+
+class KVStoreError(Exception):
+    """Base of everything that kvstore and persistence raise on purpose.
+
+    `operation`, `key`, `mount` (the mount's base) and `driver` (its short name) are None where they do not apply.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str | None = None,
+        key: object = None,
+        mount: str | None = None,
+        driver: str | None = None,
+    ) -> None:
+        self.message = _PASSWORD.sub(r"\1:***@", message)
+        super().__init__(self.message)
+        self.operation = operation
+        self.key = key
+        self.mount = mount
+        self.driver = driver
+
+    def __str__(self) -> str:
+        context = [] if self.operation is None else [self.operation]
+        if self.key is not None:
+            text = repr(self.key)
+            context.append(f"key {text if len(text) <= 200 else text[:200] + '…'}")
+        if self.mount is not None:
+            context.append(f"mount {self.mount!r}")
+        if self.driver is not None:
+            context.append(f"driver {self.driver}")
+        return f"{self.message} ({', '.join(context)})" if context else self.message
+
+    def at(self, operation: str | None = None, key: object = None, mount: str | None = None, driver: str | None = None) -> Self:
+        """A copy that also says where it happened. What this error already knows is kept.
+
+        A copy, because one failed batch answers many callers, each with a key of its own.
+        """
+        copy = type(self)(
+            self.message,
+            operation=self.operation or operation,
+            key=key if self.key is None else self.key,
+            mount=mount if self.mount is None else self.mount,
+            driver=driver if self.driver is None else self.driver,
+        )
+        copy.__cause__ = self.__cause__
+        return copy
+
+
+class InvalidKeyError(KVStoreError):
+    """The key is not one: not text, empty, too long, reserved, or with a segment that no backend could keep."""
+
+
+class InvalidValueError(KVStoreError):
+    """The value can't be said in JSON without changing it, or an argument such as `ttl` is out of range."""
+
+
+class CorruptValueError(KVStoreError):
+    """What is stored is not JSON, or not of the type asked for. It is left as it was."""
+
+
+class ReadOnlyError(KVStoreError):
+    """The mount was opened with `read_only=True`."""
+
+
+class UnsupportedOperation(KVStoreError):
+    """The driver can't promise this operation (see `Mount.capabilities`), so it is refused rather than faked."""
+
+
+class DriverNotFoundError(KVStoreError):
+    """No driver has this name."""
+
+
+class MissingDependencyError(KVStoreError):
+    """The driver's client library is not installed; the message has the `pip install` line."""
+
+
+class ConfigError(KVStoreError):
+    """A mount, an option or a configuration file is wrong."""
+
+
+class ClosedError(KVStoreError):
+    """The storage was closed."""
+
+
+class BackendError(KVStoreError):
+    """The backend failed; its own error is the `__cause__`."""
+
+
+class BackendUnavailable(BackendError):
+    """The backend can't be reached."""
+
+
+class BackendTimeout(BackendError):
+    """The backend did not answer in time. A write may or may not have happened; the message says which is known."""

@@ -1,0 +1,117 @@
+"""Keys: text in segments joined by `:`, one spelling each, the same rules in front of every backend."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+from kvstore.errors import InvalidKeyError
+
+MAX_KEY_BYTES = 1024
+
+_RESERVED = "$meta"
+_ESCAPED = re.compile(r"[%:/\x00$]")
+_ESCAPE = re.compile(r"%[0-9A-F]{2}")
+
+
+def normalize_key(key: str) -> str:
+    """The one spelling of `key`: `/` becomes `:`, and leading, trailing and repeated separators fold.
+
+    Nothing else is rewritten, so two keys that differ otherwise stay two.
+
+    Raises `InvalidKeyError` for what is no key: not text, empty, a segment `.` or `..`, NUL, a lone surrogate, more than
+    1,024 bytes of UTF-8, or the reserved first segment `$meta`.
+    """
+    # The inline tests cost 0.1 µs; a regular expression or a cache is no faster.
+    if (
+        type(key) is str
+        and key[:1] not in ":.$"  # the empty key too
+        and key.isascii()
+        and len(key) <= MAX_KEY_BYTES
+        and "/" not in key
+        and "::" not in key
+        and ":." not in key
+        and "\0" not in key
+        and key[-1] != ":"
+    ):
+        return key
+    return _fold(key)
+
+
+def _fold(key: str) -> str:
+    if not isinstance(key, str):
+        raise InvalidKeyError(f"a key is text, not {type(key).__name__}", key=key)
+    segments = [segment for segment in str.__str__(key).replace("/", ":").split(":") if segment]
+    folded = ":".join(segments)
+    if not segments:
+        raise InvalidKeyError("a key can't be empty", key=key)
+    if "." in segments or ".." in segments:
+        raise InvalidKeyError("'.' and '..' are not segments of a key", key=key)
+    if "\0" in folded:
+        raise InvalidKeyError("a key can't hold NUL", key=key)
+    if segments[0] == _RESERVED:
+        raise InvalidKeyError(f"the first segment {_RESERVED!r} is reserved", key=key)
+    try:
+        size = len(folded.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidKeyError("a key can't hold a lone surrogate", key=key) from error
+    if size > MAX_KEY_BYTES:
+        raise InvalidKeyError(f"a key has at most {MAX_KEY_BYTES:,} bytes of UTF-8, not {size:,}", key=key)
+    return folded
+
+
+def normalize_base(base: str) -> str:
+    """Like `normalize_key`, where `""` (or separators only) means everything."""
+    if isinstance(base, str) and not base.strip(":/"):
+        return ""
+    return normalize_key(base)
+
+
+def join_key(*parts: str) -> str:
+    """The key made of `parts`; empty ones are left out. `join_key("users", user_id)` is `users:<user_id>`.
+
+    A separator inside a part stays one: use `escape_segment` for text that must stay one segment.
+    """
+    for part in parts:
+        if not isinstance(part, str):
+            raise InvalidKeyError(f"a key is text, not {type(part).__name__}", key=part)
+    return normalize_key(":".join(parts))
+
+
+def below(base: str) -> str:
+    """The literal prefix of the keys below a normalized base: `users` gives `users:`, `""` stays empty."""
+    return base and base + ":"
+
+
+def after_all(prefix: str) -> str:
+    """A text that sorts after every legal key below `prefix` and before every other key that does."""
+    return prefix + "\U0010ffff" * (MAX_KEY_BYTES // 4 + 1)
+
+
+def escape_segment(text: str) -> str:
+    """Any text as one segment of a key; `unescape_segment` gives it back, and no two texts give the same segment.
+
+    Percent-encoding (RFC 3986) of `:`, `/`, `%`, `$` and NUL; `.`, `..` and the empty text, which are no segments, become
+    `%2E`, `%2E%2E` and `%`. All else stays readable as it is. The length is not limited here.
+
+    Raises `InvalidKeyError` for a lone surrogate.
+    """
+    if not isinstance(text, str):
+        raise InvalidKeyError(f"a segment is text, not {type(text).__name__}", key=text)
+    if text in (".", "..", ""):
+        return text.replace(".", "%2E") or "%"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidKeyError("a segment can't hold a lone surrogate", key=text) from error
+    return _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", text)
+
+
+def unescape_segment(segment: str) -> str:
+    """The text that `escape_segment` made `segment` of. Raises `InvalidKeyError` for what it never makes."""
+    if isinstance(segment, str):
+        text = "" if segment == "%" else unquote(segment, errors="replace") if _ESCAPE.search(segment) else segment
+        if escape_segment(text) == segment:
+            return text
+    raise InvalidKeyError("this is not an escaped segment", key=segment)

@@ -1,0 +1,107 @@
+"""Listing: the keys below a base in order, over all mounts that it touches, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+
+from kvstore.driver import PAGE
+from kvstore.errors import KVStoreError
+from kvstore.keys import after_all, below
+from kvstore.mount import Mount, MountTable
+
+
+class _Stream:
+    """One mount's share of a listing: its keys as whole keys, less those that another mount masks or that lie too deep."""
+
+    def __init__(
+        self, table: MountTable, mount: Mount, prefix: str, after: str | None, reverse: bool, depth: int | None
+    ) -> None:
+        self.mount = mount
+        self._table = table
+        self._masked = bool(table.inside(mount))
+        self._scanned = prefix if len(prefix) > len(mount.prefix) else mount.prefix
+        self._after = after
+        self._reverse = reverse
+        self._depth = depth
+        self._base = prefix
+        self._page: list[str] = []  # in the opposite order, so that keys are taken from its end
+        # Where the next key may lie. Until the first page is read, and then it is the next key itself.
+        self.head = after_all(self._scanned) if reverse else self._scanned
+
+    async def fill(self, limit: int) -> bool:
+        """Reads until there is a page. False: there is nothing left."""
+        while not self._page:
+            cut = len(self.mount.prefix)
+            after = self._after
+            if after is not None:
+                if not after.startswith(self.mount.prefix):  # before all of ours, or behind them
+                    if (after < self.mount.prefix) == self._reverse:
+                        return False
+                    after = None
+                else:
+                    after = after[cut:]
+            prefix = self._scanned[cut:]
+            call = partial(self.mount.driver.scan, prefix, after=after, limit=limit, reverse=self._reverse)
+            try:
+                found = await self.mount.run(call, None)
+            except KVStoreError as error:
+                raise error.at(None, None, self.mount.base, self.mount.driver.name) from error.__cause__
+            if not found:
+                return False
+            keys = [self.mount.prefix + key for key in found]
+            last, hidden = keys[-1], self._hidden(keys[-1])
+            if hidden is not None:  # the next page starts behind all that is hidden with the last key
+                last = hidden if self._reverse else max(last, after_all(hidden))
+            self._after = last
+            if self._masked or self._depth is not None:
+                keys = [key for key in keys if self._hidden(key) is None]
+            self._page = keys[::-1]
+        self.head = self._page[-1]
+        return True
+
+    def take(self, bound: str | None) -> list[str]:
+        """The keys of the page that come before `bound`."""
+        taken = []
+        while self._page and (bound is None or (self._page[-1] > bound if self._reverse else self._page[-1] < bound)):
+            taken.append(self._page.pop())
+        if self._page:
+            self.head = self._page[-1]
+        return taken
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._page)
+
+    def _hidden(self, key: str) -> str | None:
+        """The prefix of what is hidden together with `key`, None where it is to be seen."""
+        if self._masked:
+            mount = self._table.find(key)
+            if mount is not self.mount:
+                return mount.prefix
+        if self._depth is not None:
+            segments = key[len(self._base) :].split(":")
+            if len(segments) > self._depth + 1:
+                return self._base + below(":".join(segments[: self._depth + 1]))
+        return None
+
+
+async def pages(
+    table: MountTable,
+    prefix: str,
+    *,
+    after: str | None = None,
+    limit: int = PAGE,
+    reverse: bool = False,
+    depth: int | None = None,
+) -> AsyncIterator[list[str]]:
+    """Whole keys that start with `prefix`, in order, in pages that cost what they hold. `limit`: of a page."""
+    streams = [_Stream(table, mount, prefix, after, reverse, depth) for mount in table.touched(prefix)]
+    while streams:
+        streams.sort(key=lambda stream: stream.head, reverse=reverse)
+        first = streams[0]
+        if not first.ready:
+            if not await first.fill(limit):
+                streams.remove(first)
+            continue
+        yield first.take(streams[1].head if len(streams) > 1 else None)

@@ -1,0 +1,133 @@
+"""From what a user names to a driver: short name, module, `module:Class`, entry point, URL or instance."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+import kvstore.drivers
+from kvstore.driver import Driver
+from kvstore.errors import ConfigError, DriverNotFoundError, MissingDependencyError
+
+DriverSpec = str | Driver
+"""How a driver is named; see `create_storage`."""
+
+ENTRY_POINTS = "kvstore.drivers"
+# Other spellings of a URL's scheme than the driver's own name.
+_SCHEMES = {"file": "fs", "postgres": "postgresql", "rediss": "redis", "unix": "redis", "mariadb": "mysql", "s3": "fs"}
+_MOUNT_OPTIONS = ("ttl", "read_only")
+
+
+def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
+    """The driver that `spec` names, made with `options`. Nothing is connected.
+
+    Raises `DriverNotFoundError`, `MissingDependencyError`, or `ConfigError` for options that the driver does not have.
+    """
+    if isinstance(spec, Driver):
+        if options:
+            raise ConfigError(f"a driver that is made already takes no options ({', '.join(options)})", driver=spec.name)
+        return spec
+    if not isinstance(spec, str):
+        raise ConfigError(f"a driver is named by text or given as an instance, not as {type(spec).__name__}")
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|:$)", spec)
+    if scheme is None:
+        cls = _named(spec)
+        _check_options(cls, options)
+        return cls(**options)
+    name = re.split(r"[+]", scheme[1].lower())[0]
+    cls = _named(_SCHEMES.get(name, name))
+    _check_options(cls, options)
+    return cls.from_url(spec, **options)
+
+
+def driver_names() -> list[str]:
+    """The short names that can be used here: the built-in ones and those of entry points."""
+    names = {module.name for module in pkgutil.iter_modules(kvstore.drivers.__path__) if not module.name.startswith("_")}
+    return sorted(names | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS)})
+
+
+def _named(name: str) -> type[Driver]:
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        found = getattr(_import(module, name), attribute, None)
+        if not (isinstance(found, type) and issubclass(found, Driver)):
+            raise DriverNotFoundError(f"module {module!r} has no driver class {attribute!r}")
+        return found
+    if "." in name:
+        return _only_driver(_import(name, name))
+    if name.isidentifier() and not name.startswith("_"):
+        module = f"kvstore.drivers.{name}"
+        try:
+            return _only_driver(_import(module, name))
+        except DriverNotFoundError:
+            for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
+                loaded = point.load()
+                return loaded if isinstance(loaded, type) and issubclass(loaded, Driver) else _only_driver(loaded)
+    raise DriverNotFoundError(f"there is no driver {name!r}{_closest(name, driver_names())}")
+
+
+def _import(module: str, name: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
+            raise DriverNotFoundError(f"there is no driver {name!r}{_closest(name, driver_names())}") from error
+        raise MissingDependencyError(f"driver {name!r} needs the package {error.name!r}: pip install {error.name}") from error
+    except (ValueError, TypeError) as error:  # such as an empty or relative module name
+        raise DriverNotFoundError(f"there is no driver {name!r}") from error
+
+
+def _only_driver(module: Any) -> type[Driver]:
+    found = [
+        value
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Driver)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    ]
+    if len(found) != 1:
+        raise DriverNotFoundError(
+            f"module {module.__name__!r} has {len(found)} public drivers; name one as '{module.__name__}:Class'"
+        )
+    return found[0]
+
+
+def _check_options(cls: type[Driver], options: Mapping[str, Any]) -> None:
+    """Refuses unknown options with the closest known one, and those of a wrong type."""
+    name = cls.__module__.rpartition(".")[2]
+    parameters = inspect.signature(cls).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            known = [*parameters, *_MOUNT_OPTIONS]
+            raise ConfigError(
+                f"there is no option {option!r}{_closest(option, known)} The options are {', '.join(known)}.",
+                driver=name,
+            )
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
+    hints = typing.get_type_hints(cls.__init__)
+    for option, value in options.items():
+        try:
+            msgspec.convert(value, hints.get(option, Any))
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"option {option!r} is wrong: {error}", driver=name) from None
+        except TypeError:
+            continue  # a type that msgspec does not know, such as a path or a client: the driver checks it
+    if missing and not cls.url_schemes:
+        raise ConfigError(f"option {missing[0]!r} is missing", driver=name)
+
+
+def _closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}." if known else "."

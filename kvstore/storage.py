@@ -1,0 +1,663 @@
+"""Storage: the surface that programs see, the same in front of every backend."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Self, TypeVar, overload
+
+from kvstore.driver import PAGE, Stat, Write
+from kvstore.errors import InvalidKeyError, InvalidValueError, KVStoreError, UnsupportedOperation
+from kvstore.keys import below, normalize_base, normalize_key
+from kvstore.listing import pages
+from kvstore.mount import Mount, MountTable
+from kvstore.resolve import DriverSpec, resolve_driver
+from kvstore.values import MISSING, Ttl, as_datetime, decode, decode_as, encode, raw_bytes, same_json
+from kvstore.watch import Listener
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is known of a key besides its value."""
+
+    size: int
+    """Of the stored bytes."""
+    mtime: datetime | None
+    """The last write, aware, in UTC; None where the driver does not know."""
+    expires_at: datetime | None
+    """Aware, in UTC; None: never, or the driver does not tell (`capabilities.metadata`)."""
+    etag: str
+    """Differs whenever the value was written in between."""
+    custom: dict[str, Any]
+    """What `set_meta` kept."""
+
+
+class Storage:
+    """A key-value store over mounted drivers. Made by `create_storage` or `open_storage`, used with `async with`.
+
+    Keys are text in segments joined by `:` (see `normalize_key`); those that are returned are whole keys, normalized, in a
+    prefixed storage without its prefix. Values are JSON (`get_item`) or bytes (`get_item_raw`), two views of the same stored
+    bytes. `ttl` is in seconds (float) or a timedelta: every write sets the expiry afresh, to its `ttl`, else to the mount's,
+    else to none; `NEVER` overrides a mount's. An expired key is a missing one.
+
+    Every call may raise an error under `KVStoreError`: `InvalidKeyError`, `InvalidValueError`, `ReadOnlyError` and
+    `UnsupportedOperation` before a backend is touched, `BackendError` (with `BackendUnavailable` and `BackendTimeout`) for
+    what a backend says, `ClosedError` after `aclose`.
+    """
+
+    def __init__(self, table: MountTable | None = None, prefix: str = "") -> None:
+        self._table = MountTable() if table is None else table
+        self._owner = table is None
+        self._prefix = prefix
+        self._find = self._table.find
+
+    def __repr__(self) -> str:
+        at = f" below {self._prefix!r}" if self._prefix else ""
+        return f"<Storage{at}: {', '.join(f'{mount.base!r}: {mount.driver.name}' for mount in self._table) or 'no mounts'}>"
+
+    # Mounts
+
+    def mount(self, base: str, driver: DriverSpec, /, *, ttl: Ttl = None, read_only: bool = False, **options: Any) -> Self:
+        """Keeps the keys below `base` in `driver`, named as for `create_storage`. Returns this storage.
+
+        `ttl` is the mount's default; `read_only` refuses every write; the other options are the driver's. Raises
+        `ConfigError` for a base that is taken, or an option that neither the mount nor the driver has.
+        """
+        base = normalize_base(self._prefix + base) if base else self._prefix.rstrip(":")
+        instance = resolve_driver(driver, options)
+        self._table.add(Mount(base, instance, self._table.watchers, ttl=ttl, read_only=read_only))
+        return self
+
+    async def unmount(self, base: str, close: bool = True) -> None:
+        """Takes the mount at `base` away, and closes its driver unless `close` is False."""
+        mount = self._table.remove(normalize_base(self._prefix + base))
+        if close:
+            await mount.aclose()
+
+    def get_mount(self, key: str) -> Mount:
+        """The mount that keeps `key`."""
+        return self._find(self._whole(key))
+
+    def get_mounts(self, base: str = "") -> list[Mount]:
+        """The mounts that a listing of `base` asks, the longest base first."""
+        return self._table.touched(self._below(base))
+
+    # One key
+
+    @overload
+    async def get_item(self, key: str, default: D, *, type: None = None) -> Any | D: ...
+    @overload
+    async def get_item(self, key: str, default: None = None, *, type: None = None) -> Any: ...
+    @overload
+    async def get_item(self, key: str, default: D, *, type: type[T]) -> T | D: ...
+    @overload
+    async def get_item(self, key: str, default: None = None, *, type: type[T]) -> T | None: ...
+    async def get_item(self, key: str, default: Any = None, *, type: Any = None) -> Any:
+        """The JSON value of `key`, `default` where there is none; a stored null gives None.
+
+        With `type` (a dataclass, TypedDict, `msgspec.Struct`, `list[int]` …) it is checked and built as that type. Raises
+        `CorruptValueError` where what is stored is not JSON, or not of the type.
+        """
+        mount = None
+        try:
+            whole = normalize_key(key) if not self._prefix else self._whole(key)
+            mount = self._find(whole)
+            (data,) = await mount.read((whole[len(mount.prefix) :],))
+            if data is None:
+                return default
+            return decode(data) if type is None else decode_as(data, type)
+        except KVStoreError as error:
+            raise _at(error, "get_item", key, mount) from error.__cause__
+
+    async def get_item_raw(self, key: str, default: Any = None) -> Any:
+        """The bytes of `key` as they are stored, `default` where there are none."""
+        mount = None
+        try:
+            mount, inner = self._locate(key)
+            (data,) = await mount.read((inner,))
+            return default if data is None else data
+        except KVStoreError as error:
+            raise _at(error, "get_item_raw", key, mount) from error.__cause__
+
+    async def set_item(self, key: str, value: object, ttl: Ttl = None) -> None:
+        """Stores a JSON value. Raises `InvalidValueError` for what JSON can't say (NaN, bytes, sets, other objects)."""
+        mount = None
+        try:
+            whole = normalize_key(key) if not self._prefix else self._whole(key)
+            mount = self._find(whole)
+            if mount.read_only:
+                mount.check()
+            data = encode(value)
+            await mount.write(((whole[len(mount.prefix) :], data, mount.expiry(ttl)),))
+        except KVStoreError as error:
+            raise _at(error, "set_item", key, mount) from error.__cause__
+
+    async def set_item_raw(self, key: str, data: bytes | bytearray | memoryview, ttl: Ttl = None) -> None:
+        """Stores bytes unchanged."""
+        await self._write("set_item_raw", key, lambda: raw_bytes(data), ttl)
+
+    async def add_item(self, key: str, value: object, ttl: Ttl = None) -> bool:
+        """Stores a JSON value if the key is not there. False: it was, and nothing changed."""
+        return await self._write("add_item", key, lambda: encode(value), ttl, MISSING)
+
+    async def has_item(self, key: str) -> bool:
+        """Whether `key` is there."""
+        mount = None
+        try:
+            mount, inner = self._locate(key)
+            (there,) = await mount.has([inner])
+            return there
+        except KVStoreError as error:
+            raise _at(error, "has_item", key, mount) from error.__cause__
+
+    async def remove_item(self, key: str) -> bool:
+        """Removes `key` with its metadata. False: it was not there."""
+        mount = None
+        try:
+            mount, inner = self._locate(key)
+            mount.check()
+            found = await mount.write([(inner, None, None)])
+            return bool(found and found[0])
+        except KVStoreError as error:
+            raise _at(error, "remove_item", key, mount) from error.__cause__
+
+    async def compare_and_set(self, key: str, expected: object, new: object, ttl: Ttl = None) -> bool:
+        """Stores `new` if the value is `expected`. False: it is not, and nothing changed.
+
+        Either may be `MISSING`: there is no value, there shall be none. Values are compared as JSON: 1, 1.0 and True
+        differ, the order of members does not count.
+        """
+        return await self._write("compare_and_set", key, lambda: None if new is MISSING else encode(new), ttl, expected)
+
+    async def update_item(
+        self, key: str, fn: Callable[[Any], Any | Awaitable[Any]], default: Any = None, ttl: Ttl = None
+    ) -> Any:
+        """Stores what `fn` makes of the value (`default` where there is none), and returns it.
+
+        No other writer comes in between: where one was faster, `fn` runs again on what it wrote. `fn` may be async, and
+        removes the key by returning `MISSING`. Calls in this process on one key take turns, so `fn` must not update it.
+        """
+        mount = None
+        try:
+            mount, inner = self._locate(key)
+            mount.check(conditional=True)
+            mount.expiry(ttl)
+            encode(default)
+            async with mount.lock(inner):
+                while True:
+                    (data,) = await mount.read((inner,))
+                    new = fn(decode(encode(default) if data is None else data))
+                    if inspect.isawaitable(new):
+                        new = await new
+                    write = (inner, None, None) if new is MISSING else (inner, encode(new), mount.expiry(ttl))
+                    if await mount.write([write], {inner: data}) is not None:
+                        return new
+        except KVStoreError as error:
+            raise _at(error, "update_item", key, mount) from error.__cause__
+
+    async def touch(self, key: str, ttl: Ttl = None) -> bool:
+        """Sets the expiry afresh, as a write would, and leaves the value. False: the key is not there."""
+        mount = None
+        try:
+            mount, inner = self._locate(key)
+            mount.check()
+            return await mount.touch(inner, mount.expiry(ttl))
+        except KVStoreError as error:
+            raise _at(error, "touch", key, mount) from error.__cause__
+
+    async def get_meta(self, key: str) -> Meta | None:
+        """Size, times, etag and custom metadata; None where the key is not there."""
+        mount = None
+        try:
+            mount, inner = self._locate(key)
+            (stat,) = await mount.run(lambda: mount.driver.stat([inner]), [inner])
+            return None if stat is None else _meta(stat)
+        except KVStoreError as error:
+            raise _at(error, "get_meta", key, mount) from error.__cause__
+
+    async def set_meta(self, key: str, custom: Mapping[str, Any]) -> bool:
+        """Keeps `custom` (a JSON object) for `key`, in place of what was kept. False: the key is not there.
+
+        It stays when the value is overwritten and goes with the key: removed, cleared or expired.
+        """
+        if not isinstance(custom, Mapping):
+            raise InvalidValueError("custom metadata is a mapping", operation="set_meta", key=key)
+        return await self._set_meta("set_meta", key, dict(custom))
+
+    async def remove_meta(self, key: str) -> bool:
+        """Removes the custom metadata of `key`. False: the key is not there."""
+        return await self._set_meta("remove_meta", key, None)
+
+    # Many keys
+
+    async def get_items(self, keys: Iterable[str], default: Any = None, *, type: Any = None) -> dict[str, Any]:
+        """The values of `keys` in the order asked, across mounts; `default` for a missing one. `type` as for `get_item`."""
+        items: dict[str, Any] = {}
+        for key, data in (await self._read("get_items", keys)).items():
+            try:
+                items[key] = default if data is None else decode(data) if type is None else decode_as(data, type)
+            except KVStoreError as error:
+                raise _at(error, "get_items", key, self.get_mount(key)) from error.__cause__
+        return items
+
+    async def set_items(self, items: Mapping[str, object], ttl: Ttl = None) -> None:
+        """Stores several JSON values, all or nothing per mount where its `capabilities.atomic` says so."""
+        await self._write_all("set_items", self._plan("set_items", items, (), ttl))
+
+    async def remove_items(self, keys: Iterable[str]) -> int:
+        """Removes several keys. Returns how many were there."""
+        return await self._write_all("remove_items", self._plan("remove_items", {}, keys, None))
+
+    async def commit(
+        self,
+        items: Mapping[str, object],
+        removes: Iterable[str] = (),
+        expect: Mapping[str, object] | None = None,
+        ttl: Ttl = None,
+    ) -> bool:
+        """Stores `items` and removes `removes`, all or nothing, if every key of `expect` has that value or is `MISSING`.
+
+        False: `expect` did not hold, and nothing changed. All keys lie on one mount, which promises `atomic`, and with
+        `expect` `conditional` too; else `UnsupportedOperation`.
+        """
+        plan = self._plan("commit", items, removes, ttl)
+        conditions: dict[Mount, dict[str, object]] = {}
+        for key, value in (expect or {}).items():
+            mount, inner = self._located("commit", key)
+            conditions.setdefault(mount, {})[inner] = value
+        mounts = list(plan | conditions)
+        if not mounts:
+            return True
+        mount = mounts[0]
+        try:
+            if len(mounts) > 1:
+                raise UnsupportedOperation(f"a commit lies on one mount, not on {len(mounts)}")
+            mount.check(conditional=bool(expect), atomic=True)
+            writes = list(plan.get(mount, {}).values())
+            if not expect:
+                await mount.write(writes)
+                return True
+            return await _write_if(mount, writes, conditions[mount])
+        except KVStoreError as error:
+            raise _at(error, "commit", None, mount) from error.__cause__
+
+    # Listing
+
+    async def get_keys(
+        self,
+        base: str = "",
+        *,
+        limit: int | None = None,
+        after: str | None = None,
+        reverse: bool = False,
+        max_depth: int | None = None,
+    ) -> list[str]:
+        """The keys below `base`, sorted by code point (downwards if `reverse`), over all mounts.
+
+        At most `limit`, those behind `after`, and no more than `max_depth` segments deeper than the first below `base`. A
+        page costs what it holds, not what the store holds.
+        """
+        _check_count("get_keys", "limit", limit)
+        found: list[str] = []
+        if limit != 0:
+            async for page in self._pages("get_keys", base, after, reverse, max_depth, min(limit or PAGE, PAGE)):
+                found += page
+                if limit is not None and len(found) >= limit:
+                    return found[:limit]
+        return found
+
+    async def iter_keys(self, base: str = "") -> AsyncIterator[str]:
+        """The keys below `base` in order, in constant memory. One that is there throughout comes exactly once."""
+        async for page in self._pages("iter_keys", base):
+            for key in page:
+                yield key
+
+    async def iter_items(self, base: str = "", *, type: Any = None) -> AsyncIterator[tuple[str, Any]]:
+        """The keys below `base` with their values, in order, in constant memory."""
+        absent = object()
+        async for page in self._pages("iter_items", base):
+            for key, value in (await self.get_items(page, absent, type=type)).items():
+                if value is not absent:
+                    yield key, value
+
+    async def count(self, base: str = "") -> int:
+        """How many keys there are below `base`."""
+        total = 0
+        for mount, prefix, masked in self._shares("count", base):
+            try:
+                total += await mount.run(partial(mount.driver.count, prefix), None)
+                for hidden in masked:
+                    total -= await mount.run(partial(mount.driver.count, hidden), None)
+            except KVStoreError as error:
+                raise _at(error, "count", base, mount) from error.__cause__
+        return total
+
+    async def clear(self, base: str = "") -> int:
+        """Removes exactly the keys below `base`, in every mount that it touches. Returns how many there were."""
+        shares = self._shares("clear", base)
+        total, watched = 0, bool(self._table.watchers.listeners)
+        for mount, _, _ in shares:
+            try:
+                mount.check()
+            except KVStoreError as error:
+                raise _at(error, "clear", base, mount) from error.__cause__
+        for mount, prefix, masked in shares:
+            if watched or masked:
+                continue
+            try:
+                total += await mount.run(partial(mount.driver.clear, prefix), None, mutates=True)
+            except KVStoreError as error:
+                raise _at(error, "clear", base, mount) from error.__cause__
+        if watched or any(masked for _, _, masked in shares):  # keys have to be told, or others kept: one by one
+            async for page in self._pages("clear", base):
+                total += await self.remove_items(page)
+        return total
+
+    @asynccontextmanager
+    async def watch(self, base: str = "") -> AsyncIterator[Listener]:
+        """Inside the context: an async iterator over every change below `base` as `Event(kind, key)`.
+
+        Changes through this storage, and those of other processes on drivers whose `capabilities.watch` says so. A
+        listener that falls 100,000 events behind is told so by a `BackendError` where the next would come.
+        """
+        prefix = self._below(base)
+        async with self._table.watch(prefix, len(self._prefix)) as listener:
+            yield listener
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Waits for what is under way and closes the drivers. Once more does nothing; every other call raises `ClosedError`.
+
+        A prefixed storage only closes itself.
+        """
+        if self._owner and not self._table.closed:
+            failures = [error for error in await _gather([mount.aclose() for mount in self._table.close()]) if error]
+            if failures:
+                raise failures[0]
+        elif not self._owner:
+            self._table = MountTable()
+            self._table.close()
+            self._find = self._table.find
+
+    # The names of unstorage
+
+    has = has_item
+    get = get_item
+    set = set_item
+    remove = remove_item
+    keys = get_keys
+
+    # Inside
+
+    def _whole(self, key: str) -> str:
+        normalized = normalize_key(key)
+        return normalize_key(self._prefix + normalized) if self._prefix else normalized
+
+    def _below(self, base: str) -> str:
+        return self._prefix + below(normalize_base(base))
+
+    def _locate(self, key: str) -> tuple[Mount, str]:
+        whole = self._whole(key)
+        mount = self._find(whole)
+        return mount, whole[len(mount.prefix) :]
+
+    def _located(self, operation: str, key: str) -> tuple[Mount, str]:
+        try:
+            return self._locate(key)
+        except KVStoreError as error:
+            raise _at(error, operation, key, None) from error.__cause__
+
+    async def _read(self, operation: str, keys: Iterable[str]) -> dict[str, bytes | None]:
+        """The bytes of `keys` by outward key, in the order asked."""
+        order: dict[str, bytes | None] = {}
+        shares: dict[Mount, list[str]] = {}
+        for key in _many(operation, keys):
+            mount, inner = self._located(operation, key)
+            outward = (mount.prefix + inner)[len(self._prefix) :]
+            if outward not in order:
+                order[outward] = None
+                shares.setdefault(mount, []).append(inner)
+
+        async def read(mount: Mount, inner: list[str]) -> None:
+            try:
+                for key, data in zip(inner, await mount.read(inner), strict=True):
+                    order[(mount.prefix + key)[len(self._prefix) :]] = data
+            except KVStoreError as error:
+                raise _at(error, operation, None, mount) from error.__cause__
+
+        _raise_first(await _gather([read(mount, inner) for mount, inner in shares.items()]))
+        return order
+
+    def _plan(
+        self, operation: str, items: Mapping[str, object], removes: Iterable[str], ttl: Ttl
+    ) -> dict[Mount, dict[str, Write]]:
+        """What to write where, checked as a whole before anything is touched."""
+        plan: dict[Mount, dict[str, Write]] = {}
+        for key, value in dict(items).items():
+            mount, inner = self._located(operation, key)
+            try:
+                mount.check()
+                plan.setdefault(mount, {})[inner] = (inner, encode(value), mount.expiry(ttl))
+            except KVStoreError as error:
+                raise _at(error, operation, key, mount) from error.__cause__
+        for key in _many(operation, removes):
+            mount, inner = self._located(operation, key)
+            try:
+                mount.check()
+                if inner in plan.get(mount, ()) and plan[mount][inner][1] is not None:
+                    raise InvalidValueError("a key can't be both stored and removed")
+            except KVStoreError as error:
+                raise _at(error, operation, key, mount) from error.__cause__
+            plan.setdefault(mount, {})[inner] = (inner, None, None)
+        return plan
+
+    async def _write_all(self, operation: str, plan: Mapping[Mount, Mapping[str, Write]]) -> int:
+        """Carries out a plan. Returns how many of its keys were there before."""
+        found: list[bool] = []
+
+        async def write(mount: Mount, writes: list[Write]) -> None:
+            try:
+                found.extend(await mount.write(writes) or ())
+            except KVStoreError as error:
+                key = writes[0][0] if len(writes) == 1 else None
+                raise _at(error, operation, key, mount) from error.__cause__
+
+        _raise_first(await _gather([write(mount, list(writes.values())) for mount, writes in plan.items()]))
+        return sum(found)
+
+    async def _write(self, operation: str, key: str, make: Callable[[], bytes | None], ttl: Ttl, *expected: object) -> bool:
+        mount = None
+        try:
+            mount, inner = self._locate(key)
+            mount.check(conditional=bool(expected))
+            expires_at, data = mount.expiry(ttl), make()
+            writes = [(inner, data, None if data is None else expires_at)]
+            if expected:
+                return await _write_if(mount, writes, {inner: expected[0]})
+            await mount.write(writes)
+            return True
+        except KVStoreError as error:
+            raise _at(error, operation, key, mount) from error.__cause__
+
+    async def _entries(self, keys: list[str]) -> dict[str, tuple[bytes, Stat]]:
+        """Bytes and stat of `keys`, those of one moment each; a key that is gone is left out."""
+        entries: dict[str, tuple[bytes, Stat]] = {}
+        while keys:
+            before = await self._stats(keys)
+            found = await self._read("copy", keys)
+            again = []
+            for key, stat in (await self._stats(keys)).items():
+                data, earlier = found[key], before[key]
+                if data is not None and stat is not None and earlier is not None and stat.etag == earlier.etag:
+                    entries[key] = (data, stat)
+                elif data is not None or stat is not None:
+                    again.append(key)
+            keys = again
+        return entries
+
+    async def _stats(self, keys: list[str]) -> dict[str, Stat | None]:
+        stats: dict[str, Stat | None] = {}
+        for key in keys:
+            mount, inner = self._located("copy", key)
+            try:
+                if mount.capabilities.expiry and not mount.capabilities.metadata:
+                    raise UnsupportedOperation("this driver can't tell when its keys expire")
+                (stats[key],) = await mount.run(partial(mount.driver.stat, [inner]), [inner])
+            except KVStoreError as error:
+                raise _at(error, "copy", key, mount) from error.__cause__
+        return stats
+
+    async def _put_entries(self, entries: Mapping[str, tuple[bytes, Stat]], *, overwrite: bool) -> int:
+        """Writes what `_entries` gave. Returns how many keys were written."""
+        count = 0
+        for key, (data, stat) in entries.items():
+            mount, inner = self._located("copy", key)
+            try:
+                mount.check(conditional=not overwrite)
+                if stat.expires_at is not None and not mount.capabilities.expiry:
+                    raise UnsupportedOperation("this driver keeps no time to live")
+                if stat.custom is not None and not mount.capabilities.metadata:
+                    raise UnsupportedOperation("this driver keeps no custom metadata")
+                if await mount.write([(inner, data, stat.expires_at)], None if overwrite else {inner: None}) is not None:
+                    count += 1
+                    if mount.capabilities.metadata:
+                        await mount.run(partial(mount.driver.set_meta, inner, stat.custom), [inner], mutates=True)
+            except KVStoreError as error:
+                raise _at(error, "copy", key, mount) from error.__cause__
+        return count
+
+    async def _set_meta(self, operation: str, key: str, custom: Mapping[str, Any] | None) -> bool:
+        mount = None
+        try:
+            mount, inner = self._locate(key)
+            mount.check()
+            data = None if custom is None else encode(custom)
+            return await mount.run(lambda: mount.driver.set_meta(inner, data), [inner], mutates=True)
+        except KVStoreError as error:
+            raise _at(error, operation, key, mount) from error.__cause__
+
+    async def _pages(
+        self,
+        operation: str,
+        base: str,
+        after: str | None = None,
+        reverse: bool = False,
+        max_depth: int | None = None,
+        limit: int = PAGE,
+    ) -> AsyncIterator[list[str]]:
+        """Outward keys below `base`, page by page."""
+        try:
+            _check_count(operation, "max_depth", max_depth)
+            prefix = self._below(base)
+            behind = None if after is None else self._whole(after)
+            async for page in pages(self._table, prefix, after=behind, limit=limit, reverse=reverse, depth=max_depth):
+                yield [key[len(self._prefix) :] for key in page] if self._prefix else page
+        except KVStoreError as error:
+            raise error.at(operation, base) from error.__cause__
+
+    def _shares(self, operation: str, base: str) -> list[tuple[Mount, str, list[str]]]:
+        """The mounts below `base`, each with the prefix to look below and the prefixes that others mask of it."""
+        try:
+            prefix = self._below(base)
+            return [
+                (
+                    mount,
+                    prefix[len(mount.prefix) :],
+                    [
+                        inner.prefix[len(mount.prefix) :]
+                        for inner in self._table.inside(mount)
+                        if inner.prefix.startswith(prefix)
+                    ],
+                )
+                for mount in self._table.touched(prefix)
+            ]
+        except KVStoreError as error:
+            raise error.at(operation, base) from error.__cause__
+
+
+def create_storage(driver: DriverSpec = "memory", /, *, ttl: Ttl = None, read_only: bool = False, **options: Any) -> Storage:
+    """A storage on one driver; `Storage.mount` adds others.
+
+    `driver` is a name (`"sqlite"`), a dotted module, a `"package.module:Class"`, a URL (`"sqlite:///app.db"`) or an instance,
+    which then belongs to the storage and is closed with it. `ttl` (seconds or a timedelta) is the default time to live;
+    the other options are the driver's. Nothing is connected before the first call.
+
+    Raises `DriverNotFoundError` for an unknown name and `ConfigError` for an unknown or wrong option.
+    """
+    return Storage().mount("", driver, ttl=ttl, read_only=read_only, **options)
+
+
+def prefix_storage(storage: Storage, base: str) -> Storage:
+    """`storage` as seen from below `base`: keys go in and come out without it. Closing it leaves `storage` open."""
+    return Storage(storage._table, storage._below(base))
+
+
+async def _write_if(mount: Mount, writes: list[Write], expect: Mapping[str, object]) -> bool:
+    """Writes if the values are as expected, compared as JSON. False: they are not."""
+    exact = {key: None if value is MISSING else encode(value) for key, value in expect.items()}
+    while await mount.write(writes, exact) is None:
+        if all(data is None for data in exact.values()):
+            return False
+        # The same value may be stored in other bytes, with its members in another order.
+        found = dict(zip(expect, await mount.read(list(expect)), strict=True))
+        for key, value in expect.items():
+            data = found[key]
+            if data is None or value is MISSING:
+                if data is not None or value is not MISSING:
+                    return False
+            elif not same_json(data, value):
+                return False
+        exact = found
+    return True
+
+
+async def _gather(calls: list[Coroutine[Any, Any, None]]) -> list[BaseException | None]:
+    """Runs all to their end, at once where there are several."""
+    if len(calls) == 1:
+        try:
+            await calls[0]
+            return []
+        except Exception as error:
+            return [error]
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def _raise_first(outcomes: list[BaseException | None]) -> None:
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
+
+
+def _many(operation: str, keys: Iterable[str]) -> Iterable[str]:
+    if isinstance(keys, str | bytes):
+        raise InvalidKeyError("several keys are asked for; this is one", operation=operation, key=keys)
+    return keys
+
+
+def _check_count(operation: str, name: str, count: int | None) -> None:
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+        raise InvalidValueError(f"{name} is a whole number from 0 on, not {count!r}", operation=operation)
+
+
+def _at(error: KVStoreError, operation: str, key: object, mount: Mount | None) -> KVStoreError:
+    return error.at(operation, key) if mount is None else error.at(operation, key, mount.base, mount.driver.name)
+
+
+def _meta(stat: Stat) -> Meta:
+    custom = {} if stat.custom is None else decode(stat.custom)
+    return Meta(stat.size, as_datetime(stat.mtime), as_datetime(stat.expires_at), stat.etag, custom)

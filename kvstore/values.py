@@ -1,0 +1,159 @@
+"""Values: JSON in, JSON out, unchanged or refused. And how long they live."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import math
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, cast
+
+import msgspec
+import orjson
+
+from kvstore.errors import CorruptValueError, InvalidValueError
+
+
+class _Sentinel(enum.Enum):
+    MISSING = "MISSING"
+    NEVER = "NEVER"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+MISSING: Final = _Sentinel.MISSING
+"""No value: in a condition "the key is not there", from a function of `update_item` "remove it"."""
+NEVER: Final = _Sentinel.NEVER
+"""As a `ttl`: no expiry, whatever the mount's default is."""
+
+Missing = Literal[_Sentinel.MISSING]
+Ttl = float | timedelta | Literal[_Sentinel.NEVER] | None
+
+_decode = msgspec.json.Decoder().decode
+
+
+def encode(value: object) -> bytes:
+    """`value` as JSON. Raises `InvalidValueError` for what JSON can't say, never changing it silently.
+
+    orjson encodes because it refuses what is not JSON (bytes, sets, keys that are not text); msgspec decodes because it
+    keeps integers of any size exact.
+    """
+    try:
+        data = orjson.dumps(value, default=_json_form)
+    except TypeError as error:
+        cause = f": {error.__cause__}" if error.__cause__ is not None else ""
+        raise InvalidValueError(f"the value is not JSON: {error}{cause}") from error
+    # orjson writes NaN and infinities as null, so only what holds a null has to be looked through.
+    if type(value) is not str and b"null" in data:
+        _refuse_non_finite(value, "$")
+    return data
+
+
+def decode(data: bytes) -> Any:
+    """The JSON value in `data`. Raises `CorruptValueError` where there is none."""
+    try:
+        return _decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptValueError(f"what is stored is not JSON: {error}") from error
+
+
+def decode_as(data: bytes, type: Any) -> Any:
+    """The JSON value in `data`, checked and built as `type`. Raises `CorruptValueError` where it is not one."""
+    try:
+        return _decoder(type).decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        name = getattr(type, "__name__", type)
+        raise CorruptValueError(f"what is stored is not a {name}: {error}") from error
+
+
+@functools.lru_cache(maxsize=256)
+def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
+    try:
+        return msgspec.json.Decoder(type)
+    except TypeError as error:
+        raise InvalidValueError(f"{type!r} is not a type that a value can be read as: {error}") from error
+
+
+def same_json(data: bytes, expected: object) -> bool:
+    """Whether the JSON in `data` says the same as `expected`: 1, 1.0 and True differ, the order of members does not."""
+    return _canonical(decode(data)) == _canonical(decode(encode(expected)))
+
+
+def _canonical(value: object) -> object:
+    # Integers beyond 64 bits, which orjson can't write, may stand in bytes that another program stored.
+    return msgspec.json.encode(value, order="deterministic")
+
+
+def raw_bytes(data: object) -> bytes:
+    """`data` as bytes of our own. Raises `InvalidValueError` for what is not bytes-like."""
+    if type(data) is bytes:
+        return data
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise InvalidValueError(f"raw data is bytes, not {type(data).__name__}")
+
+
+def _json_form(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    raise TypeError(f"no JSON form for {type(value).__name__}")
+
+
+def _refuse_non_finite(value: object, path: str) -> None:
+    members: Iterable[tuple[str, object]] = ()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidValueError(f"the value is not JSON: {value} at {path}")
+    elif isinstance(value, Mapping):
+        members = ((f"{path}.{name}", member) for name, member in value.items())
+    elif isinstance(value, list | tuple):
+        members = ((f"{path}[{index}]", member) for index, member in enumerate(value))
+    elif isinstance(value, msgspec.Struct):
+        members = ((path, msgspec.to_builtins(value)),)
+    elif isinstance(value, enum.Enum):
+        members = ((path, value.value),)
+    elif dataclasses.is_dataclass(value):
+        members = ((f"{path}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
+    for inner, member in members:
+        _refuse_non_finite(member, inner)
+
+
+LAST_EXPIRY = 253_402_300_799_999
+"""The end of the year 9999 in milliseconds since 1970, the last time that `datetime` can say."""
+
+
+def now_ms() -> int:
+    """The time in whole milliseconds since 1970, rounded down."""
+    return time.time_ns() // 1_000_000
+
+
+def check_ttl(ttl: Ttl) -> Ttl:
+    """`ttl` as it was given. Raises `InvalidValueError` unless it is positive and finite, a timedelta, `NEVER` or None."""
+    if ttl is None or ttl is NEVER:
+        return ttl
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        raise InvalidValueError(f"ttl is a number of seconds, a timedelta or NEVER, not {ttl!r}")
+    if seconds <= 0 or (isinstance(seconds, float) and not math.isfinite(seconds)):
+        raise InvalidValueError(f"ttl is a positive, finite number of seconds, not {ttl!r}")
+    return ttl
+
+
+def expiry(ttl: Ttl, default: Ttl, now: int) -> int | None:
+    """When a value written at `now` (milliseconds since 1970) with `ttl` expires, rounded up; None: never."""
+    if ttl is None:
+        ttl = default
+    if check_ttl(ttl) is None or ttl is NEVER:
+        return None
+    seconds = cast(float, ttl.total_seconds() if isinstance(ttl, timedelta) else ttl)
+    # A time beyond what can be said is cut to the last that can; min() first, since a huge float has no ceil that fits.
+    return min(now + math.ceil(min(seconds * 1000, LAST_EXPIRY)), LAST_EXPIRY)
+
+
+def as_datetime(milliseconds: int | None) -> datetime | None:
+    """Milliseconds since 1970 as an aware datetime in UTC."""
+    return None if milliseconds is None else datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=milliseconds)

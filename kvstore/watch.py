@@ -1,0 +1,74 @@
+"""Watching: every change of a storage, told to whoever listens, at no cost where nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from kvstore.driver import Event, Write
+from kvstore.errors import BackendError
+
+BUFFER = 100_000
+"""How many events a listener may be behind before it is told that it missed some."""
+
+
+class Listener:
+    """One listener's events, in the order of the changes. An async iterator; it ends when the storage is closed."""
+
+    def __init__(self, prefix: str, strip: int) -> None:
+        self.prefix = prefix
+        self._strip = strip
+        self._events: deque[Event] = deque()
+        self._end: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def tell(self, kind: str, key: str) -> None:
+        """Queues the change of a whole key, unless it lies elsewhere. Never waits and never fails."""
+        if self._end is not None or not key.startswith(self.prefix):
+            return
+        if len(self._events) >= BUFFER:
+            self.end(BackendError(f"this watch fell {BUFFER:,} events behind and missed what came after them"))
+            return
+        self._events.append(Event("update" if kind == "update" else "remove", key[self._strip :]))
+        self._wake()
+
+    def end(self, reason: Exception) -> None:
+        """After the events that are queued, iteration raises `reason`."""
+        if self._end is None:
+            self._end = reason
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def __aiter__(self) -> Listener:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            if self._end is not None:
+                raise self._end
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._events.popleft()
+
+
+class Watchers:
+    """The listeners of one storage."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+
+    def tell(self, prefix: str, writes: Sequence[Write], found: Sequence[bool]) -> None:
+        """`writes` below `prefix` took effect; `found` says which keys were there before."""
+        for (key, data, _), was_there in zip(writes, found, strict=True):
+            if data is not None or was_there:
+                for listener in self.listeners:
+                    listener.tell("update" if data is not None else "remove", prefix + key)
+
+    def end(self) -> None:
+        """The storage is closed."""
+        for listener in self.listeners:
+            listener.end(StopAsyncIteration())
