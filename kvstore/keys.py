@@ -83,6 +83,11 @@ def below(base: str) -> str:
     return base and base + ":"
 
 
+def past(prefix: str) -> str:
+    """The end of the half-open range of keys that start with `prefix`, which ends with `:` or is empty."""
+    return prefix[:-1] + ";" if prefix else after_all("")
+
+
 def after_all(prefix: str) -> str:
     """A text that sorts after every legal key below `prefix` and before every other key that does."""
     return prefix + "\U0010ffff" * (MAX_KEY_BYTES // 4 + 1)

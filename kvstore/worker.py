@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -23,16 +24,29 @@ class Worker:
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._asked = 0
+        self._answered = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether every call is over, those of cancelled callers too."""
+        return self._asked == self._answered
 
     async def run(self, call: Callable[[], T]) -> T:
         """What `call` returns or raises. One wake-up of the event loop per call."""
+        return await self.submit(call)
+
+    def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Begins `call`, for those who wait later or not at all."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._jobs = SimpleQueue()
+            self._thread = threading.Thread(target=self._work, args=(self._jobs,), name=self._name, daemon=True)
             self._thread.start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
+        self._asked += 1
         self._jobs.put((call, loop, future))
-        return await future
+        return future
 
     async def aclose(self) -> None:
         """Lets the thread end after what was asked of it so far. `run` would begin another one."""
@@ -40,17 +54,17 @@ class Worker:
             self._thread = None
             self._jobs.put(None)
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+    def _work(self, jobs: SimpleQueue[_Job | None]) -> None:
+        while (job := jobs.get()) is not None:
             call, loop, future = job
+            outcome, error = None, None
             try:
-                outcome, error = call(), None
+                outcome = call()
             except BaseException as raised:  # it is the caller's, whatever it is
-                outcome, error = None, raised
-            try:
+                error = raised
+            self._answered += 1
+            with suppress(RuntimeError):  # the event loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(_settle, future, outcome, error)
-            except RuntimeError:
-                pass  # the event loop was closed; nobody waits any more
             del job, call, future, outcome, error  # hold on to nothing while idle
 
 

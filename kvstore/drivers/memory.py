@@ -14,6 +14,7 @@ from sortedcontainers import SortedList
 from kvstore.coalesce import TickBudget
 from kvstore.driver import Capabilities, Driver, Expect, Stat, Write
 from kvstore.errors import ConfigError
+from kvstore.keys import past
 
 _KEYS_PER_PASS = 5_000
 """About 5 ms of reads and writes."""
@@ -89,13 +90,13 @@ class MemoryDriver(Driver):
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
         if not self._budget.spend(limit // 8 + 1):
             await self._budget.wait(limit // 8 + 1)
-        low, high = prefix, _end(prefix)
+        low, high = prefix, past(prefix)
         open_low = False
         if after is not None and reverse:
-            high = after if high is None else min(high, after)
+            high = min(high, after)
         elif after is not None and after >= low:
             low, open_low = after, True
-        if high is not None and low >= high:
+        if low >= high:
             return []
         index = await self._settled()
         found = index.irange(low, high, (not open_low, False), reverse)
@@ -217,11 +218,5 @@ class MemoryDriver(Driver):
         return bool(self._backlog or self._fresh)
 
 
-def _end(prefix: str) -> str | None:
-    """The first text behind all that start with `prefix`, which ends with `:` or is empty (None: there is none)."""
-    return prefix[:-1] + ";" if prefix else None
-
-
 def _range(index: SortedList, prefix: str) -> tuple[int, int]:
-    end = _end(prefix)
-    return index.bisect_left(prefix), len(index) if end is None else index.bisect_left(end)
+    return index.bisect_left(prefix), index.bisect_left(past(prefix))

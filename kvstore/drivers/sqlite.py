@@ -1,0 +1,442 @@
+"""SQLite by the standard library: one file, many processes, group commit.
+
+Reads, and commits that need not wait for the disk, run in the event loop within a small budget a pass, for a thread hop
+costs more than they do; all else runs on two threads, one that writes and one that reads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import orjson
+
+from kvstore.coalesce import TickBudget
+from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
+from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, CorruptValueError, KVStoreError
+from kvstore.keys import past
+from kvstore.worker import Worker
+
+SCHEMA_VERSION = 1
+
+_INLINE_READS = 64
+_INLINE_COMMITS = 16
+_INLINE_BYTES = 65_536
+_INLINE_SCAN = 250
+_CHECKPOINT_BYTES = 4 * 2**20
+_SWEEP_STEP = 1000
+
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
+
+T = TypeVar("T")
+
+
+class SqliteDriver(Driver):
+    """Keeps values in a table of a SQLite file (3.35 or newer) in WAL mode. Several processes may use one file at once.
+
+    Args:
+        path: The file; it is created, its directory is not. `":memory:"` keeps everything in this process.
+        synchronous: `"full"`: what is written survives a power cut when the call returns. `"normal"`: it survives the end
+            of the process, and a power cut may take the last moments, never more.
+        table: Its name, so that several mounts or programs can share a file.
+        timeout: Seconds to wait while another process holds the file locked, then `BackendTimeout`.
+    """
+
+    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, shared=True)
+    url_schemes = ("sqlite",)
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: Literal["full", "normal"] = "full",
+        table: str = "kvstore",
+        timeout: float = 30.0,
+    ) -> None:
+        if synchronous not in ("full", "normal"):
+            raise ConfigError(f"synchronous is 'full' or 'normal', not {synchronous!r}", driver="sqlite")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", table) or table == _VERSIONS or table.startswith("sqlite_"):
+            raise ConfigError(f"table is a plain name of letters, digits and _, not {table!r}", driver="sqlite")
+        if not timeout > 0:
+            raise ConfigError(f"timeout is a positive number of seconds, not {timeout!r}", driver="sqlite")
+        self._path = os.path.expanduser(os.fspath(path))
+        if not self._path or "\0" in self._path:
+            raise ConfigError(f"path is that of a file, not {self._path!r}", driver="sqlite")
+        self._memory = self._path == ":memory:"
+        if self._memory:
+            self.capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
+        self._synchronous = synchronous
+        self._timeout = timeout
+        self._table = table
+        self._reads = TickBudget(_INLINE_READS)
+        self._commits = TickBudget(_INLINE_COMMITS)
+        self._unchecked = 0  # bytes committed inline since the last checkpoint
+        self._reading = Worker("kvstore sqlite reads")
+        self._writing = Worker("kvstore sqlite writes")
+        self._inline: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._writer: sqlite3.Connection | None = None
+
+        live = "(expires_at IS NULL OR expires_at > ?)"
+        asked = f"{table} WHERE key IN (SELECT value FROM json_each(?)) AND {live}"
+        self._sql_small = (
+            f"SELECT CASE WHEN length(value) <= {_INLINE_BYTES} THEN CAST(value AS BLOB) END"
+            f" FROM {table} WHERE key = ? AND {live}"
+        )
+        self._sql_small_many = (
+            f"SELECT key, CASE WHEN length(value) <= {_INLINE_BYTES} THEN CAST(value AS BLOB) END FROM {asked}"
+        )
+        self._sql_many = f"SELECT key, CAST(value AS BLOB) FROM {asked}"
+        self._sql_there = f"SELECT 1 FROM {table} WHERE key = ? AND {live}"
+        self._sql_there_many = f"SELECT key FROM {asked}"
+        self._sql_stat = f"SELECT key, length(CAST(value AS BLOB)), revision, mtime, expires_at, custom FROM {asked}"
+        # In the update the plain names are the old row's: custom metadata of a live key stays, that of an expired one goes.
+        self._sql_upsert = (
+            f"INSERT INTO {table} (key, value, expires_at, mtime) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
+            " value = excluded.value, expires_at = excluded.expires_at, mtime = excluded.mtime, revision = revision + 1,"
+            f" custom = CASE WHEN {live} THEN custom END"
+        )
+        self._sql_delete = f"DELETE FROM {table} WHERE key = ?"
+        self._sql_touch = f"UPDATE {table} SET expires_at = ? WHERE key = ? AND {live}"
+        self._sql_custom = f"UPDATE {table} SET custom = ? WHERE key = ? AND {live}"
+        self._sql_range = f"FROM {table} WHERE key {{low}} ? AND key < ? AND {live}"
+        self._sql_count = f"SELECT count(*) FROM {table} WHERE key >= ? AND key < ? AND {live}"
+        self._sql_clear = f"DELETE FROM {table} WHERE key >= ? AND key < ?"
+        expired = f"SELECT rowid FROM {table} WHERE expires_at <= ? LIMIT {_SWEEP_STEP}"
+        self._sql_sweep = f"DELETE FROM {table} WHERE rowid IN ({expired})"
+        self._sql_next_expiry = f"SELECT min(expires_at) FROM {table} WHERE expires_at IS NOT NULL"
+
+    def __repr__(self) -> str:
+        return f"SqliteDriver({self._path!r})"
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """`sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:`; options may follow as a query."""
+        parts = urlsplit(url)
+        if parts.netloc or not parts.path.strip("/") or parts.fragment:
+            raise ConfigError("a SQLite URL is sqlite:///relative.db or sqlite:////absolute.db", driver="sqlite")
+        query: dict[str, Any] = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if "timeout" in query:
+            try:
+                query["timeout"] = float(query["timeout"])
+            except ValueError:
+                raise ConfigError(f"timeout is a number of seconds, not {query['timeout']!r}", driver="sqlite") from None
+        unknown = set(query) - {"synchronous", "table", "timeout"}
+        if unknown:
+            raise ConfigError(f"there is no option {min(unknown)!r} in a SQLite URL", driver="sqlite")
+        return cls(unquote(parts.path[1:]), **(query | options))
+
+    # Connecting
+
+    async def connect(self) -> None:
+        if self._writer is None:
+            await self._on(self._writing, self._open)
+
+    def _open(self) -> None:
+        writer = self._connection(self._timeout)
+        try:
+            self._prepare(writer)
+            if not self._memory:
+                self._reader = self._connection(self._timeout)
+                self._inline = self._connection(0)
+                # What it commits must not wait for the disk: the checkpoint, which does, is the writer's.
+                self._inline.execute("PRAGMA wal_autocheckpoint = 0")
+        except BaseException:
+            writer.close()
+            raise
+        self._writer = writer
+
+    def _connection(self, timeout: float) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=timeout, isolation_level=None, check_same_thread=False)
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        return connection
+
+    def _prepare(self, writer: sqlite3.Connection) -> None:
+        """WAL mode and the tables, whoever of several processes comes first."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                writer.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError as error:  # SQLite does not wait for this lock by itself
+                if not _busy(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        if self._version(writer) == SCHEMA_VERSION:
+            return
+        with _transaction(writer):
+            self._create(writer)
+
+    def _create(self, writer: sqlite3.Connection) -> None:
+        table = self._table
+        version = self._version(writer)
+        if version is not None and version > SCHEMA_VERSION:
+            raise BackendError(
+                f"table {table!r} in {self._path} has schema version {version}, written by a newer kvstore than this one,"
+                f" which knows {SCHEMA_VERSION}"
+            )
+        if version is None and writer.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+            raise BackendError(f"{self._path} has a table {table!r} that is another program's; choose another `table`")
+        writer.execute(f"CREATE TABLE IF NOT EXISTS {_VERSIONS} (name TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+        # The value stands last, so that the other columns of a large one are read without it. A rowid table: without
+        # rowid, values over a few hundred bytes take three times the space.
+        writer.execute(
+            f"CREATE TABLE IF NOT EXISTS {table} (key TEXT NOT NULL PRIMARY KEY, expires_at INTEGER, mtime INTEGER NOT NULL,"
+            " revision INTEGER NOT NULL DEFAULT 1, custom BLOB, value BLOB NOT NULL)"
+        )
+        writer.execute(f"CREATE INDEX IF NOT EXISTS {table}_expires_at ON {table} (expires_at) WHERE expires_at IS NOT NULL")
+        writer.execute(f"INSERT OR IGNORE INTO {_VERSIONS} VALUES (?, ?)", (table, SCHEMA_VERSION))
+
+    def _version(self, writer: sqlite3.Connection) -> int | None:
+        if not writer.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_VERSIONS,)).fetchone():
+            return None
+        row = writer.execute(f"SELECT version FROM {_VERSIONS} WHERE name = ?", (self._table,)).fetchone()
+        return None if row is None else int(row[0])
+
+    async def aclose(self) -> None:
+        if self._inline is not None:
+            self._inline.close()
+            self._inline = None
+        await self._on(self._reading, self._close_reader)
+        await self._on(self._writing, self._close_writer)
+        await self._reading.aclose()
+        await self._writing.aclose()
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    # Reading
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        if self._inline is not None and len(keys) <= _INLINE_READS and self._reads.spend(len(keys)):
+            try:
+                if len(keys) == 1:
+                    row = self._inline.execute(self._sql_small, (keys[0], self.clock())).fetchone()
+                    if row is None or row[0] is not None:
+                        return [row and row[0]]
+                else:
+                    rows = self._inline.execute(self._sql_small_many, (_array(keys), self.clock())).fetchall()
+                    found: dict[str, bytes | None] = dict(rows)
+                    if None not in found.values():
+                        return [found.get(key) for key in keys]
+            except sqlite3.OperationalError as error:
+                if not _busy(error):
+                    raise self._error(error) from error
+        # Too many, too large, or in the way of another process.
+        return await self._ask(lambda connection: self._read_all(connection, keys))
+
+    def _read_all(self, connection: sqlite3.Connection, keys: Sequence[str]) -> list[bytes | None]:
+        found = dict(connection.execute(self._sql_many, (_array(keys), self.clock())).fetchall())
+        return [found.get(key) for key in keys]
+
+    async def has(self, keys: Sequence[str]) -> list[bool]:
+        def there(connection: sqlite3.Connection) -> set[str]:
+            return {key for (key,) in connection.execute(self._sql_there_many, (_array(keys), self.clock()))}
+
+        found = await self._look(there, len(keys))
+        return [key in found for key in keys]
+
+    async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
+        def stats(connection: sqlite3.Connection) -> dict[str, Stat]:
+            rows = connection.execute(self._sql_stat, (_array(keys), self.clock()))
+            return {
+                key: Stat(size, f"{mtime:x}-{revision:x}", mtime, expires_at, custom)
+                for key, size, revision, mtime, expires_at, custom in rows
+            }
+
+        found = await self._ask(stats)
+        return [found.get(key) for key in keys]
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        low, high, strictly = prefix, past(prefix), False
+        if after is not None and reverse:
+            high = min(high, after)
+        elif after is not None and after >= low:
+            low, strictly = after, True
+        sql = f"SELECT key {self._sql_range} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
+        sql = sql.format(low=">" if strictly else ">=")
+
+        def page(connection: sqlite3.Connection) -> list[str]:
+            return [key for (key,) in connection.execute(sql, (low, high, self.clock(), limit))]
+
+        return await self._look(page, limit // 8 if limit <= _INLINE_SCAN else _INLINE_READS + 1)
+
+    async def count(self, prefix: str) -> int:
+        def counted(connection: sqlite3.Connection) -> int:
+            return int(connection.execute(self._sql_count, (prefix, past(prefix), self.clock())).fetchone()[0])
+
+        return await self._ask(counted)
+
+    async def _look(self, look: Callable[[sqlite3.Connection], T], cost: int) -> T:
+        """What `look` finds: in the event loop where that is cheap and nothing is in the way, else on the thread."""
+        if self._inline is not None and cost <= _INLINE_READS and self._reads.spend(cost + 1):
+            try:
+                return look(self._inline)
+            except sqlite3.OperationalError as error:
+                if not _busy(error):
+                    raise self._error(error) from error
+        return await self._ask(look)
+
+    async def _ask(self, look: Callable[[sqlite3.Connection], T]) -> T:
+        if self._memory:
+            return await self._on(self._writing, lambda: look(_open_one(self._writer)))
+        return await self._on(self._reading, lambda: look(_open_one(self._reader)))
+
+    # Writing
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        inline = self._inline
+        # In the loop only what need not wait for the disk, and not past a write whose caller was cancelled.
+        if (
+            inline is not None
+            and self._synchronous == "normal"
+            and len(writes) <= _INLINE_COMMITS
+            and self._writing.idle
+            and (size := sum(len(data) for _, data, _ in writes if data is not None)) <= _INLINE_BYTES
+            and self._commits.spend(len(writes))
+        ):
+            try:
+                (result,) = self._commit(inline, [(writes, expect)])
+                self._committed(size)
+                return result
+            except sqlite3.OperationalError as error:
+                if not _busy(error):
+                    raise self._error(error) from error
+        (result,) = await self._change(lambda writer: self._commit(writer, [(writes, expect)]))
+        return result
+
+    async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
+        return [*await self._change(lambda writer: self._commit(writer, batches))]
+
+    async def touch(self, key: str, expires_at: int | None) -> bool:
+        arguments = (expires_at, key, self.clock())
+        return await self._change(lambda writer: writer.execute(self._sql_touch, arguments).rowcount) > 0
+
+    async def set_meta(self, key: str, custom: bytes | None) -> bool:
+        arguments = (custom, key, self.clock())
+        return await self._change(lambda writer: writer.execute(self._sql_custom, arguments).rowcount) > 0
+
+    async def clear(self, prefix: str) -> int:
+        def cleared(writer: sqlite3.Connection) -> int:
+            with _transaction(writer):
+                (count,) = writer.execute(self._sql_count, (prefix, past(prefix), self.clock())).fetchone()
+                writer.execute(self._sql_clear, (prefix, past(prefix)))
+            return int(count)
+
+        return await self._change(cleared)
+
+    async def sweep(self) -> int | None:
+        now = self.clock()
+        while await self._change(lambda writer: writer.execute(self._sql_sweep, (now,)).rowcount) == _SWEEP_STEP:
+            pass
+        due = await self._ask(lambda connection: connection.execute(self._sql_next_expiry).fetchone()[0])
+        return None if due is None else int(due)
+
+    async def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._on(self._writing, lambda: change(_open_one(self._writer)))
+
+    def _committed(self, size: int) -> None:
+        """After an inline commit of `size` bytes: has the writer move the log to the file, when it has grown."""
+        self._unchecked += size + 8192  # the pages that a small write touches
+
+        def checkpoint() -> None:
+            with suppress(sqlite3.OperationalError):  # somebody is at it; the next one comes
+                _open_one(self._writer).execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+        if self._unchecked > _CHECKPOINT_BYTES:
+            self._unchecked = 0
+            self._writing.submit(checkpoint)
+
+    def _commit(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> list[list[bool] | None]:
+        """All `batches` in one transaction, so in one wait for the disk."""
+        with _transaction(connection):
+            return [self._apply(connection, writes, expect) for writes, expect in batches]
+
+    def _apply(self, connection: sqlite3.Connection, writes: Sequence[Write], expect: Expect | None) -> list[bool] | None:
+        now = self.clock()
+        if expect:
+            held = self._read_all(connection, list(expect))
+            if held != list(expect.values()):
+                return None
+        keys = [key for key, _, _ in writes]
+        if len(keys) == 1:
+            there = set(keys) if connection.execute(self._sql_there, (keys[0], now)).fetchone() else set()
+        else:
+            there = {key for (key,) in connection.execute(self._sql_there_many, (_array(keys), now))}
+        mtime = time.time_ns() // 1_000_000
+        sets = [(key, data, expires_at, mtime, now) for key, data, expires_at in writes if data is not None]
+        if sets:
+            connection.executemany(self._sql_upsert, sets)
+        if len(sets) < len(writes):
+            connection.executemany(self._sql_delete, [(key,) for key, data, _ in writes if data is None])
+        return [key in there for key in keys]
+
+    # Threads and errors
+
+    async def _on(self, worker: Worker, call: Callable[[], T]) -> T:
+        try:
+            return await worker.run(call)
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+
+    def _error(self, error: sqlite3.Error) -> KVStoreError:
+        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if primary in _BUSY:
+            return BackendTimeout(
+                f"{self._path} was locked by another program for {self._timeout:g} seconds; nothing was written"
+            )
+        if primary in _DAMAGED:
+            return CorruptValueError(f"{self._path} is damaged or no SQLite database: {error}")
+        if primary in _UNREACHABLE:
+            return BackendUnavailable(f"{self._path} can't be opened: {error}; are its directory and permissions right?")
+        if primary == sqlite3.SQLITE_FULL:
+            return BackendError(f"the disk of {self._path} is full; nothing was written")
+        if primary == sqlite3.SQLITE_READONLY:
+            return BackendError(f"{self._path} can only be read; nothing was written")
+        if primary == sqlite3.SQLITE_TOOBIG:
+            return BackendError("the value is too large for SQLite; nothing was written")
+        return BackendError(f"{self._path}: {error}")
+
+
+_VERSIONS = "kvstore_schema"
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite has ended it by itself where the disk is full
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
+
+
+def _array(keys: Sequence[str]) -> str:
+    return orjson.dumps(keys if isinstance(keys, list | tuple) else list(keys)).decode()
+
+
+def _open_one(connection: sqlite3.Connection | None) -> sqlite3.Connection:
+    if connection is None:
+        raise BackendUnavailable("the database was closed")
+    return connection
