@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from kvstore.errors import ConfigError, KVStoreError, UnsupportedOperation
 from kvstore.values import now_ms
@@ -87,7 +87,6 @@ class Driver(ABC):
     capabilities: Capabilities
     clock: Callable[[], int] = staticmethod(now_ms)
     """Tells the time in milliseconds since 1970. Tests set it on the instance."""
-    url_schemes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def name(self) -> str:

@@ -31,6 +31,8 @@ class Mount:
             raise ConfigError(error.message, mount=base, driver=driver.name) from error
         if not isinstance(read_only, bool):
             raise ConfigError(f"read_only is true or false, not {read_only!r}", mount=base, driver=driver.name)
+        if ttl is not None and not driver.capabilities.expiry:
+            raise ConfigError("this driver keeps no time to live, so the mount can have no ttl", mount=base, driver=driver.name)
         self.base = base
         self.prefix = below(base)
         self.driver = driver

@@ -22,8 +22,8 @@ DriverSpec = str | Driver
 """How a driver is named; see `create_storage`."""
 
 ENTRY_POINTS = "kvstore.drivers"
-# Other spellings of a URL's scheme than the driver's own name.
-_SCHEMES = {"file": "fs", "postgres": "postgresql", "rediss": "redis", "unix": "redis", "mariadb": "mysql", "s3": "fs"}
+# URL schemes that are not the name of their driver.
+_SCHEMES = {"file": "fs"}
 _MOUNT_OPTIONS = ("ttl", "read_only")
 
 
@@ -39,14 +39,13 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
     if not isinstance(spec, str):
         raise ConfigError(f"a driver is named by text or given as an instance, not as {type(spec).__name__}")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|:$)", spec)
-    if scheme is None:
-        cls = _named(spec)
-        _check_options(cls, options)
-        return cls(**options)
-    name = re.split(r"[+]", scheme[1].lower())[0]
-    cls = _named(_SCHEMES.get(name, name))
-    _check_options(cls, options)
-    return cls.from_url(spec, **options)
+    name = spec if scheme is None else scheme[1].lower().partition("+")[0]
+    cls = _named(_SCHEMES.get(name, name) if scheme else name)
+    _check_options(cls, options, complete=scheme is None)
+    try:
+        return cls(**options) if scheme is None else cls.from_url(spec, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the driver can't be made with these options: {error}", driver=_short(cls)) from error
 
 
 def driver_names() -> list[str]:
@@ -102,21 +101,27 @@ def _only_driver(module: Any) -> type[Driver]:
     return found[0]
 
 
-def _check_options(cls: type[Driver], options: Mapping[str, Any]) -> None:
-    """Refuses unknown options with the closest known one, and those of a wrong type."""
-    name = cls.__module__.rpartition(".")[2]
+def _short(cls: type[Driver]) -> str:
+    return cls.__module__.rpartition(".")[2]
+
+
+def _check_options(cls: type[Driver], options: Mapping[str, Any], *, complete: bool) -> None:
+    """Refuses unknown options with the closest known one, those of a wrong type, and where they are all, missing ones."""
+    name = _short(cls)
     parameters = inspect.signature(cls).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for option in options:
         if option not in parameters:
             known = [*parameters, *_MOUNT_OPTIONS]
-            raise ConfigError(
-                f"there is no option {option!r}{_closest(option, known)} The options are {', '.join(known)}.",
-                driver=name,
-            )
+            raise ConfigError(f"there is no option {option!r}{_closest(option, known)}", driver=name)
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
-    hints = typing.get_type_hints(cls.__init__)
+    if missing and complete:
+        raise ConfigError(f"option {missing[0]!r} is missing", driver=name)
+    try:
+        hints = typing.get_type_hints(cls.__init__)
+    except NameError:  # a name that only type checkers import
+        hints = {}
     for option, value in options.items():
         try:
             msgspec.convert(value, hints.get(option, Any))
@@ -124,10 +129,8 @@ def _check_options(cls: type[Driver], options: Mapping[str, Any]) -> None:
             raise ConfigError(f"option {option!r} is wrong: {error}", driver=name) from None
         except TypeError:
             continue  # a type that msgspec does not know, such as a path or a client: the driver checks it
-    if missing and not cls.url_schemes:
-        raise ConfigError(f"option {missing[0]!r} is missing", driver=name)
 
 
 def _closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}." if known else "."
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

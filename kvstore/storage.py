@@ -117,6 +117,10 @@ class Storage:
         except KVStoreError as error:
             raise _at(error, "get_item", key, mount) from error.__cause__
 
+    @overload
+    async def get_item_raw(self, key: str, default: D) -> bytes | D: ...
+    @overload
+    async def get_item_raw(self, key: str, default: None = None) -> bytes | None: ...
     async def get_item_raw(self, key: str, default: Any = None) -> Any:
         """The bytes of `key` as they are stored, `default` where there are none."""
         mount = None

@@ -29,7 +29,6 @@ class MemoryDriver(Driver):
     """
 
     capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False, inline=True)
-    url_schemes = ("memory",)
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[bytes, int | None, float, bytes | None]] = {}

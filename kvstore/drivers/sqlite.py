@@ -51,7 +51,6 @@ class SqliteDriver(Driver):
     """
 
     capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, shared=True)
-    url_schemes = ("sqlite",)
 
     def __init__(
         self,

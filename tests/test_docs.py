@@ -1,0 +1,40 @@
+"""Every snippet of the README and of docs/ runs, in the order in which it stands."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_snippet_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python runs with top-level await, in one namespace a page; TOML becomes the file that its first line names."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "snippets"}
+    text = page.read_text("utf-8")
+    for match in BLOCK.finditer(text):
+        language, source = match.groups()
+        line = text.count("\n", 0, match.start()) + 1
+        if language == "toml":
+            (tmp_path / source.splitlines()[0].removeprefix("# ")).write_text(source)
+            continue
+        code = compile("\n" * line + source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if code.co_flags & inspect.CO_COROUTINE:
+            asyncio.run(eval(code, namespace))
+        else:
+            exec(code, namespace)
+
+
+def test_every_link_between_the_pages_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
