@@ -107,15 +107,20 @@ class MemoryDriver(Driver):
         self._index, self._backlog, self._fresh = None, [], {}
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
+        if not self._budget.spend(len(keys)):
+            await self._budget.wait(len(keys))
         return [self._live(key) is not None for key in keys]
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
+        if not self._budget.spend(len(keys)):
+            await self._budget.wait(len(keys))
         return [
             entry and Stat(len(entry[0]), entry[2].hex(), int(entry[2] * 1000), entry[1], entry[3])
             for entry in map(self._live, keys)
         ]
 
     async def touch(self, key: str, expires_at: int | None) -> bool:
+        await self._budget.wait()
         with self._lock:
             entry = self._live(key)
             if entry is None:
@@ -126,6 +131,7 @@ class MemoryDriver(Driver):
             return True
 
     async def set_meta(self, key: str, custom: bytes | None) -> bool:
+        await self._budget.wait()
         with self._lock:
             entry = self._live(key)
             if entry is not None:
