@@ -184,7 +184,7 @@ class Storage:
     async def update_item(
         self, key: str, fn: Callable[[Any], Any | Awaitable[Any]], default: Any = None, ttl: Ttl = None
     ) -> Any:
-        """Stores what `fn` makes of the value (`default` where there is none), and returns it.
+        """Stores what `fn` makes of the value (`default`, which may be `MISSING`, where there is none), and returns it.
 
         No other writer comes in between: where one was faster, `fn` runs again on what it wrote. `fn` may be async, and
         removes the key by returning `MISSING`. Calls in this process on one key take turns, so `fn` must not update it.
@@ -194,11 +194,12 @@ class Storage:
             mount, inner = self._locate(key)
             mount.check(conditional=True)
             mount.expiry(ttl)
-            encode(default)
+            absent = MISSING if default is MISSING else encode(default)
             async with mount.lock(inner):
                 while True:
                     (data,) = await mount.read((inner,))
-                    new = fn(decode(encode(default) if data is None else data))
+                    old = absent if data is None else data
+                    new = fn(MISSING if old is MISSING else decode(old))
                     if inspect.isawaitable(new):
                         new = await new
                     write = (inner, None, None) if new is MISSING else (inner, encode(new), mount.expiry(ttl))

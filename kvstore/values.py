@@ -18,11 +18,14 @@ from kvstore.errors import CorruptValueError, InvalidValueError
 
 
 class _Sentinel(enum.Enum):
-    MISSING = "MISSING"
-    NEVER = "NEVER"
+    # Sets, so that no encoder takes a sentinel for a value.
+    MISSING = frozenset({"MISSING"})
+    NEVER = frozenset({"NEVER"})
 
     def __repr__(self) -> str:
-        return self.value
+        return self.name
+
+    __str__ = __repr__
 
 
 MISSING: Final = _Sentinel.MISSING
@@ -45,8 +48,7 @@ def encode(value: object) -> bytes:
     try:
         data = orjson.dumps(value, default=_json_form)
     except TypeError as error:
-        cause = f": {error.__cause__}" if error.__cause__ is not None else ""
-        raise InvalidValueError(f"the value is not JSON: {error}{cause}") from error
+        raise InvalidValueError(f"the value is not JSON: {error}") from error
     # orjson writes NaN and infinities as null, so only what holds a null has to be looked through.
     if type(value) is not str and b"null" in data:
         _refuse_non_finite(value, "$")
