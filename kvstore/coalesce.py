@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, Literal, TypeVar
 
 from kvstore.driver import Batch, Driver, Expect, Write
@@ -28,12 +28,13 @@ R = TypeVar("R")
 class TickBudget:
     """How much work may still be done inline in this pass of the event loop, so that no crowd of tasks holds it."""
 
-    __slots__ = ("_full", "_left", "_loop", "_refilled", "_waiting")
+    __slots__ = ("_full", "_held", "_left", "_loop", "_refilled", "_waiting")
 
     def __init__(self, units: int) -> None:
         self._full = units
         self._left = 0
         self._waiting = 0
+        self._held = 0
         self._refilled = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -52,14 +53,27 @@ class TickBudget:
             self._waiting += 1
             try:
                 await asyncio.sleep(0)
+                while self._held:
+                    await asyncio.sleep(0)
             finally:
                 self._waiting = max(0, self._waiting - 1)
             self._left -= units
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Inside, whoever comes waits, for a call of several steps that the others must not pass."""
+        self._waiting += 1
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._waiting = max(0, self._waiting - 1)
+            self._held = max(0, self._held - 1)
+
     def _refill(self) -> None:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # another one in turn: what was scheduled in the last never ran
-            self._loop, self._refilled, self._waiting = loop, False, 0
+            self._loop, self._refilled, self._waiting, self._held = loop, False, 0, 0
         if not self._refilled:
             self._refilled, self._left = True, self._full
             loop.call_soon(self._end_pass)
@@ -69,7 +83,7 @@ class TickBudget:
 
 
 class _Call(Generic[R]):
-    __slots__ = ("done", "expect", "keys", "kind", "mutates", "writes")
+    __slots__ = ("done", "expect", "keys", "kind", "mutates", "turn", "writes")
 
     def __init__(
         self,
@@ -79,6 +93,7 @@ class _Call(Generic[R]):
         mutates: bool = False,
         writes: Sequence[Write] = (),
         expect: Expect | None = None,
+        turn: _Call[None] | None = None,
     ) -> None:
         self.kind = kind
         self.keys = keys  # None: any key
@@ -86,6 +101,10 @@ class _Call(Generic[R]):
         self.mutates = mutates
         self.writes = writes
         self.expect = expect
+        self.turn = turn  # made inside this turn, which holds its keys already
+
+
+Turn = _Call[None]
 
 
 class _Keys:
@@ -133,42 +152,47 @@ class Coalescer:
 
     # The calls
 
-    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def read(self, keys: Sequence[str], *, turn: Turn | None = None) -> list[bytes | None]:
         flying = self._flying
         if (
-            self._loop is not asyncio.get_running_loop()
+            turn is not None
+            or self._loop is not asyncio.get_running_loop()
             or self._pending
             or self._turns
             or (flying and ("read" in flying or not _apart(flying.get("write", ()), keys)))
         ):
-            return await self._look("read", self._driver.read, keys)
+            return await self._look("read", self._driver.read, keys, turn)
         # The same as in `_look`, once more here: a layer less on the way of every read that finds the driver idle.
         flying["read"] = keys
         try:
             return await self._driver.read(keys)
         except Exception as error:
-            raise backend_error(error) from error
+            raise (known := backend_error(error)) from known.__cause__
         finally:
             self._landed("read")
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
-        return await self._look("has", self._driver.has, keys)
+        return await self._look("has", self._driver.has, keys, None)
 
-    async def _look(self, kind: _Kind, ask: Callable[[Sequence[str]], Awaitable[list[T]]], keys: Sequence[str]) -> list[T]:
+    async def _look(
+        self, kind: _Kind, ask: Callable[[Sequence[str]], Awaitable[list[T]]], keys: Sequence[str], turn: Turn | None
+    ) -> list[T]:
         if self._loop is not asyncio.get_running_loop():
             await self._attach()
         flying = self._flying
-        if kind in flying or self._pending or self._turns or not _apart(flying.get("write", ()), keys):
-            return await self._wait_for(_Call(kind, keys, self._future()))
+        if kind in flying or not self._free(turn) or not _apart(flying.get("write", ()), keys):
+            return await self._wait_for(_Call(kind, keys, self._future(), turn=turn))
         flying[kind] = keys
         try:
             return await ask(keys)
         except Exception as error:
-            raise backend_error(error) from error
+            raise (known := backend_error(error)) from known.__cause__
         finally:
             self._landed(kind)
 
-    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+    async def write(
+        self, writes: Sequence[Write], expect: Expect | None = None, *, turn: Turn | None = None
+    ) -> list[bool] | None:
         if self._loop is not asyncio.get_running_loop():
             await self._attach()
         keys = [key for key, _, _ in writes]
@@ -176,26 +200,26 @@ class Coalescer:
             keys += expect
         # Where somebody watches, the write runs in a task of its own, so that a cancelled caller's change is told too.
         flying = self._flying
-        if self._pending or self._turns or self._notify or (flying and not _all_apart(flying, keys)):
-            call = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect)
+        if not self._free(turn) or self._notify or (flying and not _all_apart(flying, keys)):
+            call = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect, turn=turn)
             return await self._wait_for(call)
         flying["write"] = keys
         try:
             return await self._driver.write(writes, expect)
         except Exception as error:
-            raise backend_error(error) from error
+            raise (known := backend_error(error)) from known.__cause__
         finally:
             self._landed("write")
 
     @asynccontextmanager
-    async def turn(self, keys: Sequence[str] | None, *, mutates: bool) -> AsyncIterator[None]:
+    async def turn(self, keys: Sequence[str] | None, *, mutates: bool) -> AsyncIterator[Turn]:
         """For calls that can't be merged: inside, nothing earlier on `keys` (None: any) is under way.
 
-        If it mutates, later calls on them wait for its end.
+        If it mutates, later calls on them wait for its end, but for those that are given the turn.
         """
         if self._loop is not asyncio.get_running_loop():
             await self._attach()
-        call = _Call("turn", keys, self._future(), mutates=mutates)
+        call: Turn = _Call("turn", keys, self._future(), mutates=mutates)
         if self._pending or self._turns or self._flying:
             self._pending.append(call)
             self._dispatch()
@@ -204,9 +228,7 @@ class Coalescer:
             call.done.set_result(None)
         try:
             await call.done
-            yield
-        except Exception as error:
-            raise backend_error(error) from error
+            yield call
         finally:
             if call in self._turns:
                 self._turns.remove(call)
@@ -228,7 +250,7 @@ class Coalescer:
         try:
             await self._driver.aclose()
         except Exception as error:
-            raise backend_error(error) from error
+            raise (known := backend_error(error)) from known.__cause__
 
     # Connecting
 
@@ -249,7 +271,7 @@ class Coalescer:
             self._loop = loop
             self._connected()
         except Exception as error:
-            raise backend_error(error) from error
+            raise (known := backend_error(error)) from known.__cause__
         finally:
             self._connecting = None
 
@@ -276,6 +298,10 @@ class Coalescer:
             self._dispatching = True  # once a pass, however many calls come in it
             asyncio.get_running_loop().call_soon(self._dispatch)
         return await call.done
+
+    def _free(self, turn: Turn | None) -> bool:
+        """Whether nothing waits and no turn but this one is taken."""
+        return not self._pending and (not self._turns if turn is None else len(self._turns) == 1)
 
     def _landed(self, kind: _Kind) -> None:
         self._flying.pop(kind, None)
@@ -315,7 +341,7 @@ class Coalescer:
                     call.done.set_result(None)
             else:
                 blocked = (read.touches(keys) or stuck.touches(keys)) if call.mutates else written.touches(keys)
-                start = not blocked and kind not in self._flying and room[kind] > 0
+                start = (call.turn is not None or not blocked) and kind not in self._flying and room[kind] > 0
                 if start:
                     batches[kind].append(call)
                     room[kind] -= _weight(call)

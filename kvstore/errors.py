@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import Self
 
-_PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/@]*@")
+# In a URL before the host, where a careless one holds `@` or `/` too; or as the value of an option.
+_PASSWORD = re.compile(
+    r"""(://[^\s/@:]*:)[^\s'"]*(?=@)|(\w*(?:password|passwd|pwd|secret|token)\w*=)[^\s&;,'"]+""", re.IGNORECASE
+)
 
 
 class KVStoreError(Exception):
@@ -23,7 +26,7 @@ class KVStoreError(Exception):
         mount: str | None = None,
         driver: str | None = None,
     ) -> None:
-        self.message = _PASSWORD.sub(r"\1:***@", message)
+        self.message = _PASSWORD.sub(r"\1\2***", message)
         super().__init__(self.message)
         self.operation = operation
         self.key = key

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from kvstore.coalesce import Coalescer, backend_error
+from kvstore.coalesce import Coalescer, Turn, backend_error
 from kvstore.driver import Capabilities, Driver, Event, Expect, Write
 from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation
 from kvstore.expiry import Sweeper
@@ -19,6 +19,8 @@ from kvstore.values import Ttl, check_ttl, expiry
 from kvstore.watch import Listener, Watchers
 
 T = TypeVar("T")
+Read = Callable[[Sequence[str]], Awaitable[list[bytes | None]]]
+ReadWrite = Callable[[Sequence[Write], Expect | None], Awaitable[list[bool] | None]]
 
 
 class Mount:
@@ -42,7 +44,7 @@ class Mount:
         self._sweeper = Sweeper(driver)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._coalescer: Coalescer | None = None
-        self.read: Callable[[Sequence[str]], Awaitable[list[bytes | None]]] = driver.read
+        self.read: Read = driver.read
         self.has: Callable[[Sequence[str]], Awaitable[list[bool]]] = driver.has
         if not driver.capabilities.inline:  # a driver that never waits is called directly
             self._coalescer = Coalescer(driver, connected=lambda: self._sweeper.expect(driver.clock()))
@@ -76,12 +78,14 @@ class Mount:
         if atomic and not self.driver.capabilities.atomic:
             raise UnsupportedOperation("this driver can't write several keys as one")
 
-    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+    async def write(
+        self, writes: Sequence[Write], expect: Expect | None = None, *, turn: Turn | None = None
+    ) -> list[bool] | None:
         for write in writes:
             if write[2] is not None:
                 self._sweeper.expect(write[2])
         if self._coalescer is not None:
-            return await self._coalescer.write(writes, expect)
+            return await self._coalescer.write(writes, expect, turn=turn)
         found = await self.driver.write(writes, expect)
         if found is not None and self._watchers.listeners:
             self._told(writes, found)
@@ -89,15 +93,27 @@ class Mount:
 
     async def run(self, call: Callable[[], Awaitable[T]], keys: Sequence[str] | None, *, mutates: bool = False) -> T:
         """A call of the driver other than reads and writes, in order with those on the same `keys` (None: any)."""
-        if self._coalescer is None:
-            return await call()
-        async with self._coalescer.turn(keys, mutates=mutates):
-            return await call()
+        try:
+            if self._coalescer is None:
+                return await call()
+            async with self._coalescer.turn(keys, mutates=mutates):
+                return await call()
+        except Exception as error:
+            raise (known := backend_error(error)) from known.__cause__
 
     async def touch(self, key: str, expires_at: int | None) -> bool:
         if expires_at is not None:
             self._sweeper.expect(expires_at)
         return await self.run(lambda: self.driver.touch(key, expires_at), [key], mutates=True)
+
+    @asynccontextmanager
+    async def alone(self, key: str) -> AsyncIterator[tuple[Read, ReadWrite]]:
+        """The calls to read and write `key` with, while no other call of this process on it is under way."""
+        if self._coalescer is None:
+            yield self.driver.read, self.write
+            return
+        async with self._coalescer.turn([key], mutates=True) as turn:
+            yield partial(self._coalescer.read, turn=turn), partial(self.write, turn=turn)
 
     @asynccontextmanager
     async def lock(self, key: str) -> AsyncIterator[None]:

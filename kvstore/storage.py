@@ -187,7 +187,7 @@ class Storage:
         """Stores what `fn` makes of the value (`default`, which may be `MISSING`, where there is none), and returns it.
 
         No other writer comes in between: where one was faster, `fn` runs again on what it wrote. `fn` may be async, and
-        removes the key by returning `MISSING`. Calls in this process on one key take turns, so `fn` must not update it.
+        removes the key by returning `MISSING`.
         """
         mount = None
         try:
@@ -195,16 +195,31 @@ class Storage:
             mount.check(conditional=True)
             mount.expiry(ttl)
             absent = MISSING if default is MISSING else encode(default)
+
+            def made(data: bytes | None) -> Any:
+                old = absent if data is None else data
+                return fn(MISSING if old is MISSING else decode(old))
+
+            def write(new: object) -> Write:
+                return (inner, None, None) if new is MISSING else (inner, encode(new), mount.expiry(ttl))
+
+            async with mount.alone(inner) as (read_alone, write_alone):
+                while True:
+                    (data,) = await read_alone((inner,))
+                    new = made(data)
+                    if inspect.isawaitable(new):
+                        break
+                    if await write_alone([write(new)], {inner: data}) is not None:
+                        return new
+            # It may wait, for this very key even: the others go on. Tasks that wait alike take turns, or they would undo
+            # each other's work again and again.
             async with mount.lock(inner):
                 while True:
-                    (data,) = await mount.read((inner,))
-                    old = absent if data is None else data
-                    new = fn(MISSING if old is MISSING else decode(old))
-                    if inspect.isawaitable(new):
-                        new = await new
-                    write = (inner, None, None) if new is MISSING else (inner, encode(new), mount.expiry(ttl))
-                    if await mount.write([write], {inner: data}) is not None:
+                    new = await new if inspect.isawaitable(new) else new
+                    if await mount.write([write(new)], {inner: data}) is not None:
                         return new
+                    (data,) = await mount.read((inner,))
+                    new = made(data)
         except KVStoreError as error:
             raise _at(error, "update_item", key, mount) from error.__cause__
 

@@ -145,21 +145,36 @@ class MemoryDriver(Driver):
         return len(range(*_range(index, prefix)))
 
     async def clear(self, prefix: str) -> int:
-        index = await self._settled()
-        if prefix:
-            with self._lock:
-                start, stop = _range(index, prefix)
-                for key in index[start:stop]:
-                    del self._entries[key]
-                del index[start:stop]
-            return stop - start
+        await self._budget.wait()
+        if not prefix:
+            return await self._clear_all()
+        count = 0
+        with self._budget.hold():  # what is written from now on stays
+            index = await self._settled()
+            while removed := self._clear_some(index, prefix):
+                count += removed
+                await asyncio.sleep(0)
+        return count
+
+    def _clear_some(self, index: SortedList, prefix: str) -> int:
         with self._lock:
-            gone, self._entries = self._entries, {}
-            self._index, self._expiring = None, []
-        count = len(gone)
+            start, stop = _range(index, prefix)
+            stop = min(stop, start + _STEP)
+            for key in index[start:stop]:
+                del self._entries[key]
+            del index[start:stop]
+        return stop - start
+
+    async def _clear_all(self) -> int:
+        with self._lock:
+            gone, self._entries, self._expiring = self._entries, {}, []
+            self._index, self._backlog, self._fresh = None, [], {}
+            now = self.clock()
+        count = 0
         while gone:  # freeing a million values at once would take a while
             for _ in range(min(_STEP, len(gone))):
-                gone.popitem()
+                _, (_, expires_at, _, _) = gone.popitem()
+                count += expires_at is None or expires_at > now
             await asyncio.sleep(0)
         return count
 

@@ -1,0 +1,85 @@
+"""What a file of the tree holds: the value's bytes, and behind them a footer where there is more to say.
+
+    {"name":"Ada"}
+    {"expires_at":1770436770000,"custom":null}0000002a#kvstore
+
+A value without expiry and metadata stands alone, unless its own bytes end like a footer. So one file, replaced in one step,
+is everything of a key.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import msgspec
+
+from kvstore.errors import CorruptValueError
+
+_MARK = b"#kvstore"
+_TAIL = 8 + len(_MARK)
+_GUESS = 512
+
+
+class Footer(msgspec.Struct, frozen=True):
+    """The JSON in it."""
+
+    expires_at: int | None = None
+    custom: str | None = None
+
+
+class Content(NamedTuple):
+    """A file taken apart."""
+
+    data: bytes
+    footer: Footer
+
+
+_NONE = Footer()
+_decode = msgspec.json.Decoder(Footer).decode
+
+
+def join(data: bytes, footer: Footer) -> bytes:
+    """What to put into the file."""
+    if footer == _NONE and not data.endswith(_MARK):
+        return data
+    text = b"\n" + msgspec.json.encode(footer)
+    return b"%b%b%08x%b" % (data, text, len(text), _MARK)
+
+
+def split(content: bytes) -> Content:
+    """A whole file taken apart. Raises `CorruptValueError` for a footer that can't be read."""
+    size = _size(content)
+    return Content(content, _NONE) if not size else Content(content[:-size], _parse(content[-size:-_TAIL]))
+
+
+def read_footer(descriptor: int) -> tuple[int, Footer]:
+    """The size of the value and the footer, read from the end of an open file alone."""
+    total = os.fstat(descriptor).st_size
+    end = os.pread(descriptor, _GUESS, max(0, total - _GUESS))
+    size = _size(end)
+    if not size:
+        return total, _NONE
+    if size > len(end):
+        end = os.pread(descriptor, size, max(0, total - size))
+    if size > len(end):
+        raise CorruptValueError("the file ends in a footer that is longer than the file")
+    return total - size, _parse(end[-size:-_TAIL])
+
+
+def _size(end: bytes) -> int:
+    if not end.endswith(_MARK):
+        return 0
+    try:
+        return int(end[-_TAIL : -len(_MARK)], 16) + _TAIL
+    except ValueError as error:
+        raise CorruptValueError("the file ends in a footer without a length") from error
+
+
+def _parse(text: bytes) -> Footer:
+    try:
+        if not text.startswith(b"\n"):
+            raise CorruptValueError("the file ends in a footer that does not begin")
+        return _decode(text)
+    except msgspec.MsgspecError as error:
+        raise CorruptValueError(f"the file ends in a footer that can't be read: {error}") from error

@@ -1,0 +1,31 @@
+"""The suite that every driver passes."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from kvstore.testing.conditions import Conditions
+from kvstore.testing.expiry import Expiry
+from kvstore.testing.keys import Keys
+from kvstore.testing.lifetime import Lifetime
+from kvstore.testing.listing import DriverCalls, Listing
+from kvstore.testing.machine import storage_machine
+from kvstore.testing.metadata import Metadata
+from kvstore.testing.order import Order
+from kvstore.testing.values import Values
+from kvstore.testing.watching import Watching
+
+
+class DriverSuite(Keys, Values, Expiry, Metadata, Listing, DriverCalls, Conditions, Order, Watching, Lifetime):
+    """Every promise of `Storage` and of a driver, as pytest tests. Subclass it and say how your driver is made.
+
+    What a driver can't do it declares in its `capabilities`, and then the suite checks that it refuses. Nothing is skipped.
+    """
+
+    def test_any_sequence_of_calls_does_what_a_dict_would(self) -> None:
+        """All of section 1: Hypothesis looks for calls after which the storage and a model in memory differ."""
+        run_state_machine_as_test(
+            storage_machine(self.make_driver),
+            settings=settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)),
+        )

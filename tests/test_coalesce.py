@@ -1,0 +1,427 @@
+"""Coalescing: what is called while a batch is in flight makes up the next one; faults and cancellation stay each caller's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from running import in_loop
+
+from kvstore import MISSING, BackendError, BackendUnavailable, CorruptValueError, Storage, create_storage
+from kvstore.driver import Batch, Capabilities, Driver, Expect, Write
+from kvstore.drivers.memory import MemoryDriver
+from kvstore.errors import KVStoreError
+
+
+class Recording(MemoryDriver):
+    """Memory that writes down its calls, and does none before its gate is open."""
+
+    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, list[str]]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fault: Exception | None = None
+        self.bad: dict[str, Exception] = {}
+        self.connects = 0
+
+    async def connect(self) -> None:
+        self.connects += 1
+        await self._pass("connect", [])
+
+    async def _pass(self, name: str, keys: Sequence[str]) -> None:
+        self.calls.append((name, list(keys)))
+        await self.gate.wait()
+        await asyncio.sleep(0)
+        if self.fault is not None:
+            raise self.fault
+        for key in keys:
+            if key in self.bad:
+                raise self.bad[key]
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        await self._pass("read", keys)
+        return await super().read(keys)
+
+    async def has(self, keys: Sequence[str]) -> list[bool]:
+        await self._pass("has", keys)
+        return await super().has(keys)
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        await self._pass("write if" if expect else "write", [key for key, _, _ in writes])
+        return await super().write(writes, expect)
+
+    async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
+        self.calls.append(("write many", [str(len(writes)) for writes, _ in batches]))
+        return await Driver.write_many(self, batches)
+
+    def since(self) -> list[tuple[str, list[str]]]:
+        """The calls since it was last asked."""
+        calls, self.calls = self.calls, []
+        return calls
+
+
+async def _busy(driver: Recording, kind: str = "read") -> tuple[Storage, asyncio.Task[object]]:
+    """A connected storage with a call in flight that ends when the gate opens."""
+    storage = create_storage(driver)
+    await storage.set_items({f"k{number}": number for number in range(10)})
+    driver.since()
+    driver.gate.clear()
+    first: asyncio.Task[object] = asyncio.create_task(
+        storage.get_item("first") if kind == "read" else storage.set_item("first", 1)
+    )
+    await _settle()
+    assert driver.since() == [("read" if kind == "read" else "write", ["first"])]
+    return storage, first
+
+
+async def _settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@in_loop
+async def test_reads_that_wait_become_one() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver)
+    reads = [asyncio.create_task(storage.get_item(f"k{number % 4}")) for number in range(8)]
+    many = asyncio.create_task(storage.get_items(["k9", "k0", "missing"]))
+    await _settle()
+    assert driver.since() == []
+
+    driver.gate.set()
+    assert await asyncio.gather(*reads) == [0, 1, 2, 3] * 2
+    assert await many == {"k9": 9, "k0": 0, "missing": None}
+    await first
+    assert driver.since() == [("read", ["k0", "k1", "k2", "k3", "k9", "missing"])]
+
+
+@in_loop
+async def test_an_idle_call_goes_straight_through() -> None:
+    driver = Recording()
+    storage = create_storage(driver)
+    for number in range(3):
+        await storage.set_item("key", number)
+        await storage.get_item("key")
+        await storage.has_item("key")
+
+    assert driver.since() == [("connect", []), *[("write", ["key"]), ("read", ["key"]), ("has", ["key"])] * 3]
+
+
+@in_loop
+async def test_writes_that_wait_become_one_where_the_last_of_a_key_wins() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    calls = [
+        asyncio.create_task(storage.remove_item("k0")),
+        asyncio.create_task(storage.remove_item("k0")),
+        asyncio.create_task(storage.set_item("k0", "again")),
+        asyncio.create_task(storage.remove_items(["k0", "k1", "missing"])),
+        asyncio.create_task(storage.set_item("k0", "last")),
+        asyncio.create_task(storage.set_items({"new": 1, "k2": "two"})),
+    ]
+    driver.gate.set()
+
+    assert await asyncio.gather(first, *calls) == [None, True, False, None, 2, None, None]
+    assert driver.since() == [("write", ["k0", "k1", "missing", "new", "k2"])]
+    assert await storage.get_items(["k0", "k1", "k2", "new"]) == {"k0": "last", "k1": None, "k2": "two", "new": 1}
+
+
+@in_loop
+async def test_reads_and_writes_of_different_keys_do_not_wait_for_each_other() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    read = asyncio.create_task(storage.get_item("k1"))
+    await _settle()
+
+    assert driver.since() == [("read", ["k1"])]
+    driver.gate.set()
+    assert await asyncio.gather(first, read) == [None, 1]
+
+
+@in_loop
+async def test_a_read_waits_for_an_earlier_write_of_its_key() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    read = asyncio.create_task(storage.get_item("first"))
+    listed = asyncio.create_task(storage.get_keys())
+    await _settle()
+    assert driver.since() == []
+
+    driver.gate.set()
+    assert await read == 1
+    assert "first" in await listed
+    await first
+
+
+@in_loop
+async def test_a_write_waits_for_an_earlier_read_of_its_key() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver)
+    write = asyncio.create_task(storage.set_item("first", "later"))
+    await _settle()
+    assert driver.since() == []
+
+    driver.gate.set()
+    assert await first is None
+    await write
+    assert await storage.get_item("first") == "later"
+
+
+@in_loop
+async def test_conditional_writes_are_not_merged_with_others() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    calls = [
+        asyncio.create_task(storage.set_item("a", 1)),
+        asyncio.create_task(storage.set_item("b", 1)),
+        asyncio.create_task(storage.add_item("a", 2)),
+        asyncio.create_task(storage.compare_and_set("a", 1, 3)),
+        asyncio.create_task(storage.set_item("c", 1)),
+        asyncio.create_task(storage.add_item("d", 4)),
+        asyncio.create_task(storage.set_item("a", 5)),
+        asyncio.create_task(storage.set_item("e", 5)),
+    ]
+    driver.gate.set()
+
+    assert await asyncio.gather(first, *calls) == [None, None, None, False, True, None, True, None, None]
+    assert await storage.get_items(["a", "b", "c", "d", "e"]) == {"a": 5, "b": 1, "c": 1, "d": 4, "e": 5}
+    calls_made = driver.since()
+    assert calls_made[0] == ("write many", ["2", "1", "1", "1", "1", "2"])
+    assert [keys for name, keys in calls_made if name == "write if"] == [["a"], ["a"], ["d"]]
+
+
+@in_loop
+async def test_one_calls_fault_is_its_own() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    driver.bad = {"bad": ValueError("too large"), "torn": CorruptValueError("torn")}
+    writes = [asyncio.create_task(storage.set_item(key, 1)) for key in ("a", "bad", "b")]
+    reads = [asyncio.create_task(storage.get_item(key)) for key in ("k1", "torn", "k2")]
+    driver.gate.set()
+
+    written = await asyncio.gather(*writes, return_exceptions=True)
+    found = await asyncio.gather(*reads, return_exceptions=True)
+    await first
+    assert (written[0], written[2], found[0], found[2]) == (None, None, 1, 2)
+    assert isinstance(written[1], BackendError)
+    assert (written[1].operation, written[1].key, written[1].mount, written[1].driver) == (
+        "set_item",
+        "bad",
+        "",
+        "test_coalesce",
+    )
+    assert isinstance(found[1], CorruptValueError)
+    assert (found[1].operation, found[1].key) == ("get_item", "torn")
+    assert await storage.get_items(["a", "b"]) == {"a": 1, "b": 1}
+
+
+@in_loop
+async def test_a_dead_backend_is_everyones_fault_and_each_error_names_its_own_key() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    driver.fault = BackendUnavailable("gone")
+    writes = [asyncio.create_task(storage.set_item(f"w{number}", 1)) for number in range(5)]
+    reads = [asyncio.create_task(storage.get_item(f"k{number}")) for number in range(5)]
+    driver.gate.set()
+
+    outcomes = await asyncio.gather(*writes, *reads, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [BackendUnavailable] * 10
+    assert [outcome.key for outcome in outcomes if isinstance(outcome, KVStoreError)] == [
+        *(f"w{number}" for number in range(5)),
+        *(f"k{number}" for number in range(5)),
+    ]
+    assert len(driver.since()) <= 3  # nobody asks it once more, one by one
+    await asyncio.gather(first, return_exceptions=True)
+    driver.fault = None
+    assert await storage.get_item("k3") == 3
+
+
+@in_loop
+async def test_what_escapes_a_driver_is_a_backend_error_with_its_cause() -> None:
+    driver = Recording()
+    storage = create_storage(driver)
+    await storage.set_item("key", 1)
+    cause = OSError(28, "No space left on device")
+    driver.fault = cause
+    for operation, call in {
+        "get_item": storage.get_item("key"),
+        "set_item": storage.set_item("key", 1),
+        "has_item": storage.has_item("key"),
+        "add_item": storage.add_item("key", 1),
+    }.items():
+        with pytest.raises(BackendError, match="No space left") as caught:
+            await call
+        assert caught.value.__cause__ is cause
+        assert (caught.value.operation, caught.value.key) == (operation, "key")
+
+
+@in_loop
+async def test_a_cancelled_caller_leaves_the_batch_to_the_others() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    writes = [asyncio.create_task(storage.set_item(f"w{number}", number)) for number in range(4)]
+    reads = [asyncio.create_task(storage.get_item("first")) for _ in range(3)]
+    await _settle()
+    writes[1].cancel()
+    reads[1].cancel()
+    await _settle()
+    driver.gate.set()
+
+    outcomes = await asyncio.gather(first, *writes, *reads, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes].count(asyncio.CancelledError) == 2
+    assert (outcomes[5], outcomes[7]) == (1, 1)
+    assert ("write", ["w0", "w2", "w3"]) in driver.since()
+    assert await storage.get_item("w1") is None
+
+
+@in_loop
+async def test_a_caller_cancelled_in_flight_leaves_its_batch_running() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver)
+    batch = [asyncio.create_task(storage.set_item(f"w{number}", number)) for number in range(3)]
+    await _settle()
+    batch[0].cancel()
+    await _settle()
+    driver.gate.set()
+
+    await asyncio.gather(first, *batch, return_exceptions=True)
+    assert await storage.get_items(["w1", "w2"]) == {"w1": 1, "w2": 2}
+
+
+@in_loop
+async def test_a_driver_is_connected_once_by_whoever_comes_first() -> None:
+    driver = Recording()
+    driver.gate.clear()
+    storage = create_storage(driver)
+    calls = [asyncio.create_task(storage.set_item(f"key:{number}", number)) for number in range(50)]
+    calls += [asyncio.create_task(storage.get_keys())]
+    await _settle()
+    calls[0].cancel()
+    await _settle()
+    assert driver.since() == [("connect", [])]
+
+    driver.gate.set()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert driver.connects == 1
+    assert await storage.count() == 49
+
+
+@in_loop
+async def test_a_failed_connect_is_told_to_all_who_wait_and_tried_again_later() -> None:
+    driver = Recording()
+    storage = create_storage(driver)
+    driver.fault = OSError("refused")
+    outcomes = await asyncio.gather(*(storage.get_item(f"key:{number}") for number in range(5)), return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes] == [BackendError] * 5
+    assert driver.connects == 1
+    driver.fault = None
+    await storage.set_item("key", 1)
+    assert await storage.get_item("key") == 1
+    assert driver.connects == 2
+
+
+@in_loop
+async def test_a_crowd_is_cut_into_batches_of_a_thousand_keys_at_most() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver)
+    reads = [asyncio.create_task(storage.get_item(f"x{number}")) for number in range(2_500)]
+    driver.gate.set()
+    await asyncio.gather(first, *reads)
+
+    sizes = [len(keys) for _, keys in driver.since()]
+    assert sum(sizes) == 2_500
+    assert max(sizes) <= 1_000
+    assert len(sizes) <= 4
+
+
+@in_loop
+async def test_large_values_are_not_all_put_in_one_batch() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    writes = [asyncio.create_task(storage.set_item_raw(f"x{number}", bytes(1_000_000))) for number in range(20)]
+    driver.gate.set()
+    await asyncio.gather(first, *writes)
+
+    assert max(len(keys) for _, keys in driver.since()) <= 9
+
+
+@in_loop
+async def test_a_clear_is_in_order_with_the_writes_around_it() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    before = asyncio.create_task(storage.set_item("base:before", 1))
+    cleared = asyncio.create_task(storage.clear("base"))
+    after = asyncio.create_task(storage.set_item("base:after", 1))
+    driver.gate.set()
+
+    assert await asyncio.gather(first, before, cleared, after) == [None, None, 1, None]
+    assert await storage.get_keys("base") == ["base:after"]
+
+
+@in_loop
+async def test_a_listing_holds_up_no_writer() -> None:
+    class Slow(Recording):
+        async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+            await self._pass("scan", [])
+            return await super().scan(prefix, after=after, limit=limit, reverse=reverse)
+
+    driver = Slow()
+    storage = create_storage(driver)
+    await storage.set_item("key", 1)
+    driver.gate.clear()
+    listing = asyncio.create_task(storage.get_keys())
+    await _settle()
+    write = asyncio.create_task(storage.set_item("other", 1))
+    read = asyncio.create_task(storage.get_item("key"))
+    await _settle()
+
+    assert sorted(driver.since()[-2:]) == [("read", ["key"]), ("write", ["other"])]
+    driver.gate.set()
+    await asyncio.gather(listing, write, read)
+
+
+@in_loop
+async def test_closing_waits_for_what_is_under_way() -> None:
+    class Closing(Recording):
+        async def aclose(self) -> None:
+            self.calls.append(("aclose", []))
+
+    driver = Closing()
+    storage, first = await _busy(driver, "write")
+    waiting = asyncio.create_task(storage.set_item("waiting", 1))
+    await _settle()
+    closing = asyncio.create_task(storage.aclose())
+    await _settle()
+    assert driver.since() == []
+
+    driver.gate.set()
+    await asyncio.gather(first, waiting, closing)
+    assert driver.since() == [("write", ["waiting"]), ("aclose", [])]
+
+
+@in_loop
+async def test_updates_of_one_key_take_turns_within_a_process() -> None:
+    driver = Recording()
+    storage = create_storage(driver)
+    await asyncio.gather(*(storage.update_item("counter", lambda value: value + 1, 0) for _ in range(30)))
+
+    assert await storage.get_item("counter") == 30
+    assert len([name for name, _ in driver.since() if name == "write if"]) == 30
+
+
+@in_loop
+async def test_an_update_takes_effect_in_the_order_in_which_it_was_gathered() -> None:
+    storage = create_storage(Recording())
+    for _ in range(5):
+        await storage.set_item("key", 1)
+        await asyncio.gather(storage.update_item("key", lambda value: value + 1), storage.set_item("key", 10))
+        assert await storage.get_item("key") == 10
+        await asyncio.gather(storage.set_item("key", 20), storage.update_item("key", lambda value: value + 1))
+        assert await storage.get_item("key") == 21
+        await asyncio.gather(storage.update_item("key", lambda value: MISSING), storage.add_item("key", 30))
+        assert await storage.get_item("key") == 30

@@ -1,0 +1,283 @@
+"""Naming drivers and mounts: by name, module, class, entry point and URL; from TOML, a mapping and the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore import (
+    ConfigError,
+    DriverNotFoundError,
+    InvalidKeyError,
+    KVStoreError,
+    MissingDependencyError,
+    Storage,
+    create_storage,
+    open_storage,
+)
+from kvstore.drivers.memory import MemoryDriver
+from kvstore.resolve import driver_names
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    return path
+
+
+def _bases(storage: Storage) -> dict[str, str]:
+    return {mount.base: mount.driver.name for mount in storage.get_mounts()}
+
+
+# From where mounts come
+
+
+def test_a_toml_file_names_the_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", "data")
+    path = _write(
+        tmp_path / "kvstore.toml",
+        """
+        [mounts]
+        "" = "sqlite:///app.db"
+        cache = { driver = "memory", ttl = 60 }
+        "a/b" = { driver = "sqlite", path = "${DATA}.db", timeout = 5, read_only = true }
+        """,
+    )
+    storage = open_storage(path)
+
+    assert _bases(storage) == {"a:b": "sqlite", "cache": "memory", "": "sqlite"}
+    assert _bases(open_storage(str(path))) == _bases(storage)
+    mounts = {mount.base: mount for mount in storage.get_mounts()}
+    assert (mounts["cache"].ttl, mounts["a:b"].read_only, mounts[""].ttl) == (60, True, None)
+    assert "data.db" in repr(mounts["a:b"].driver)
+
+    async def use() -> None:
+        async with storage:
+            await storage.set_items({"x": 1, "cache:y": 2})
+            assert await storage.get_keys("cache") == ["cache:y"]
+
+    asyncio.run(use())
+    assert (tmp_path / "app.db").exists()
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"mounts": {"": "memory", "cache": {"driver": "memory"}}},
+        {"": "memory", "cache": {"driver": "memory"}},
+        {"": "memory:", "/cache/": "kvstore.drivers.memory:MemoryDriver"},
+    ],
+)
+def test_a_mapping_names_them_likewise(mapping: Mapping[str, Any]) -> None:
+    assert _bases(open_storage(mapping)) == {"cache": "memory", "": "memory"}
+
+
+def test_the_environment_names_a_file_or_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVSTORE_CONFIG", str(_write(tmp_path / "a.toml", '[mounts]\nx = "memory"\n')))
+    assert _bases(open_storage()) == {"x": "memory"}
+    monkeypatch.setenv("KVSTORE_CONFIG", "memory:")
+    assert _bases(open_storage()) == {"": "memory"}
+    monkeypatch.setenv("KVSTORE_CONFIG", f"sqlite:///{tmp_path}/a.db")
+    assert _bases(open_storage()) == {"": "sqlite"}
+    for unset in ("", None):
+        monkeypatch.delenv("KVSTORE_CONFIG") if unset is None else monkeypatch.setenv("KVSTORE_CONFIG", unset)
+        with pytest.raises(ConfigError, match="KVSTORE_CONFIG"):
+            open_storage()
+
+
+def test_variables_are_replaced_in_every_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME", "mem")
+    monkeypatch.setenv("WHERE", str(tmp_path))
+    monkeypatch.delenv("NOTHING", raising=False)
+    storage = open_storage(
+        {
+            "a": "${NAME}ory",
+            "b": {"driver": "sqlite", "path": "${WHERE}/${NOTHING:-default}/$${NAME}.db"},
+            "c": {"driver": "sqlite", "path": "${NOTHING:-}x.db"},
+        }
+    )
+
+    mounts = {mount.base: repr(mount.driver) for mount in storage.get_mounts()}
+    assert f"{tmp_path}/default/${{NAME}}.db" in mounts["b"]
+    assert "'x.db'" in mounts["c"]
+    with pytest.raises(ConfigError, match="NOTHING") as caught:
+        open_storage({"a": {"driver": "sqlite", "path": "${NOTHING}"}})
+    assert caught.value.mount == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[mounts\n", "is not TOML"),
+        ("", "no mounts"),
+        ("[mounts]\n", "no mounts"),
+        ('[mount]\n"" = "memory"\n', "'mount'"),
+        ('mounts = "memory"\n', "no mounts"),
+        ('[mounts]\n"" = 7\n', "a mount is"),
+        ('[mounts]\n"" = { path = "a.db" }\n', "names no `driver`"),
+        ('[mounts]\n"" = "nothing"\n', "'nothing'"),
+        ('[mounts]\n"" = { driver = "memory", tll = 60 }\n', "'ttl'"),
+        ('[mounts]\n"" = { driver = "memory", ttl = "60" }\n', "ttl"),
+        ('[mounts]\n"" = { driver = "memory", read_only = "yes" }\n', "read_only"),
+        ('[mounts]\n"" = { driver = "sqlite", path = 7 }\n', "not int"),
+        ('[mounts]\n"" = { driver = "sqlite", pth = "a.db" }\n', "'path'"),
+        ('[mounts]\n"" = "sqlite"\n', "path"),
+        ('[mounts]\na = "memory"\n"/a/" = "memory"\n', "mounted here already"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_the_file(tmp_path: Path, text: str, said: str) -> None:
+    path = _write(tmp_path / "kvstore.toml", text)
+    with pytest.raises(KVStoreError) as caught:
+        open_storage(path)
+
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert isinstance(caught.value, ConfigError | DriverNotFoundError)
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.toml", tmp_path):
+        with pytest.raises(ConfigError, match=str(path)) as caught:
+            open_storage(path)
+        assert isinstance(caught.value.__cause__, OSError)
+    (tmp_path / "latin").write_bytes(b'[mounts]\n"\xe9" = "memory"\n')
+    with pytest.raises(ConfigError, match="latin"):
+        open_storage(tmp_path / "latin")
+
+
+def test_a_base_that_is_no_key_is_refused_with_its_name() -> None:
+    with pytest.raises(InvalidKeyError) as caught:
+        open_storage({"a:..": "memory"})
+    assert caught.value.mount == "a:.."
+
+
+# How a driver is named
+
+
+@pytest.mark.parametrize(
+    "name", ["memory", "kvstore.drivers.memory", "kvstore.drivers.memory:MemoryDriver", "memory:", "memory://"]
+)
+def test_a_built_in_driver_has_several_names(name: str) -> None:
+    assert isinstance(create_storage(name).get_mount("a").driver, MemoryDriver)
+
+
+def test_an_instance_is_a_driver_and_takes_no_options() -> None:
+    driver = MemoryDriver()
+
+    assert create_storage(driver, ttl=5).get_mount("a").driver is driver
+    with pytest.raises(ConfigError, match="path"):
+        create_storage(driver, path="x")
+    for wrong in (MemoryDriver, 7, None, {"driver": "memory"}):
+        with pytest.raises(ConfigError):
+            create_storage(wrong)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of packages that can be imported, as if they were installed."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("acme_drivers", "acme_broken"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    _write(
+        tmp_path / "acme_drivers.py",
+        "from kvstore.drivers.memory import MemoryDriver\n"
+        "class One(MemoryDriver):\n"
+        "    url_schemes = ('acme',)\n"
+        "    def __init__(self, size: int = 1, *, colour: str = 'red') -> None:\n"
+        "        super().__init__()\n"
+        "        self.size, self.colour = size, colour\n"
+        "    @classmethod\n"
+        "    def from_url(cls, url, **options):\n"
+        "        return cls(len(url), **options)\n"
+        "class _Hidden(MemoryDriver):\n"
+        "    pass\n",
+    )
+    _write(tmp_path / "acme_broken.py", "import a_client_that_is_not_installed\n")
+    _write(
+        tmp_path / "acme-1.0.dist-info" / "entry_points.txt",
+        "[kvstore.drivers]\nacme = acme_drivers:One\nacmemodule = acme_drivers\n",
+    )
+    _write(tmp_path / "acme-1.0.dist-info" / "METADATA", "Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    return tmp_path
+
+
+def test_a_driver_of_another_package_is_named_by_module_class_or_entry_point(packages: Path) -> None:
+    for name in ("acme_drivers:One", "acme", "acmemodule"):
+        driver = create_storage(name, size=3, colour="blue").get_mount("a").driver
+        assert (type(driver).__name__, driver.name) == ("One", "acme_drivers")
+        assert (driver.size, driver.colour) == (3, "blue")  # type: ignore[attr-defined]
+    assert {"acme", "acmemodule", "memory", "sqlite"} <= set(driver_names())
+
+
+def test_a_driver_of_another_package_is_named_by_url(packages: Path) -> None:
+    driver = create_storage("acme://x", colour="blue").get_mount("a").driver
+
+    assert (driver.size, driver.colour) == (8, "blue")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("memori", "'memory'"),
+        ("sqlit", "'sqlite'"),
+        ("", "no driver"),
+        (" ", "no driver"),
+        ("no_such", "no driver"),
+        ("_private", "no driver"),
+        ("../memory", "no driver"),
+        ("nowhere://x", "no driver"),
+        ("no.such.module", "no driver"),
+        ("no_such_module:Class", "no driver"),
+        ("kvstore.drivers.memory:Nothing", "Nothing"),
+        ("kvstore.errors", "0 public drivers"),
+        ("os:path", "no driver class"),
+    ],
+)
+def test_a_driver_that_is_none_is_not_found(name: str, said: str) -> None:
+    with pytest.raises(DriverNotFoundError, match="driver") as caught:
+        create_storage(name)
+    assert said in str(caught.value)
+
+
+def test_a_client_that_is_not_installed_is_said_with_the_line_that_helps(packages: Path) -> None:
+    for name in ("acme_broken:Driver",):
+        with pytest.raises(MissingDependencyError, match="pip install") as caught:
+            create_storage(name)
+        assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("driver", "options", "said"),
+    [
+        ("memory", {"tll": 60}, "did you mean 'ttl'"),
+        ("memory", {"readonly": True}, "did you mean 'read_only'"),
+        ("sqlite", {"pth": "a"}, "did you mean 'path'"),
+        ("sqlite", {"path": "a", "synchronos": "full"}, "did you mean 'synchronous'"),
+        ("sqlite", {"path": "a", "zzz": 1}, "there is no option 'zzz'"),
+        ("sqlite", {}, "'path' is missing"),
+        ("sqlite", {"path": "a", "timeout": "5"}, "timeout"),
+        ("sqlite", {"path": "a", "synchronous": "off"}, "synchronous"),
+        ("sqlite:///a.db", {"pth": "a"}, "did you mean 'path'"),
+        ("memory:", {"x": 1}, "there is no option 'x'"),
+        ("memory://somewhere", {}, "memory"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name_with_the_closest(driver: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        create_storage(driver, **options)
+    assert said in str(caught.value)
+
+
+def test_nothing_is_connected_or_made_before_the_first_call(tmp_path: Path) -> None:
+    create_storage("sqlite", path=str(tmp_path / "a" / "b.db")).mount("m", f"sqlite:///{tmp_path}/c.db")
+
+    assert list(tmp_path.iterdir()) == []

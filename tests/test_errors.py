@@ -1,0 +1,233 @@
+"""Errors: one tree, each names what it concerns and chains its cause, and none shows a password."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Sequence
+
+import pytest
+from running import in_loop
+
+import kvstore.errors
+from kvstore import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ClosedError,
+    ConfigError,
+    CorruptValueError,
+    DriverNotFoundError,
+    InvalidKeyError,
+    InvalidValueError,
+    KVStoreError,
+    MissingDependencyError,
+    ReadOnlyError,
+    UnsupportedOperation,
+    create_storage,
+)
+from kvstore.driver import Capabilities, Driver, Expect, Write
+from kvstore.drivers.memory import MemoryDriver
+
+PASSWORD = "hunter2"
+
+
+class Failing(Driver):
+    """Every call fails as told."""
+
+    capabilities = Capabilities(atomic=True, conditional=True)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        raise self.error
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        raise self.error
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        raise self.error
+
+
+def test_there_is_one_tree() -> None:
+    for kind in (
+        InvalidKeyError,
+        InvalidValueError,
+        CorruptValueError,
+        ReadOnlyError,
+        UnsupportedOperation,
+        DriverNotFoundError,
+        MissingDependencyError,
+        ConfigError,
+        ClosedError,
+        BackendError,
+    ):
+        assert kind.__bases__ == (KVStoreError,)
+    assert BackendUnavailable.__bases__ == BackendTimeout.__bases__ == (BackendError,)
+    own = [value for value in vars(kvstore.errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert all(issubclass(kind, KVStoreError) for kind in own)
+
+
+def test_an_error_says_what_it_concerns() -> None:
+    error = BackendError("it broke", operation="set_item", key="a:1", mount="a", driver="memory")
+
+    assert (error.operation, error.key, error.mount, error.driver) == ("set_item", "a:1", "a", "memory")
+    assert str(error) == "it broke (set_item, key 'a:1', mount 'a', driver memory)"
+    assert str(KVStoreError("alone")) == "alone"
+    assert len(str(KVStoreError("long", key="x" * 100_000))) < 300
+
+
+def test_what_an_error_knows_already_is_kept_in_the_copy_that_says_more() -> None:
+    cause = OSError("disk")
+    error = BackendError("it broke", key="inner")
+    error.__cause__ = cause
+    copy = error.at("get_item", "outer", "a", "memory")
+
+    assert (copy.operation, copy.key, copy.mount, copy.driver) == ("get_item", "inner", "a", "memory")
+    assert type(copy) is BackendError
+    assert copy.__cause__ is cause
+    assert error.operation is None
+
+
+@in_loop
+async def test_every_call_names_itself_its_key_and_its_mount() -> None:
+    cause = OSError("disk on fire")
+    storage = create_storage().mount("far/away", Failing(cause))
+    key = "far:away:1"
+    for operation, about, call in (
+        ("get_item", key, storage.get_item(key)),
+        ("get_item_raw", key, storage.get_item_raw(key)),
+        ("set_item", key, storage.set_item(key, 1)),
+        ("set_item_raw", key, storage.set_item_raw(key, b"")),
+        ("has_item", key, storage.has_item(key)),
+        ("remove_item", key, storage.remove_item(key)),
+        ("add_item", key, storage.add_item(key, 1)),
+        ("compare_and_set", key, storage.compare_and_set(key, 1, 2)),
+        ("update_item", key, storage.update_item(key, lambda value: value)),
+        ("touch", key, storage.touch(key)),
+        ("get_meta", key, storage.get_meta(key)),
+        ("get_items", None, storage.get_items([key, key + "2"])),
+        ("set_items", None, storage.set_items({key: 1, key + "2": 1})),
+        ("remove_items", None, storage.remove_items([key, key + "2"])),
+        ("commit", None, storage.commit({key: 1})),
+        ("get_keys", "far", storage.get_keys("far")),
+        ("count", "far", storage.count("far")),
+        ("clear", "far", storage.clear("far")),
+    ):
+        with pytest.raises(BackendError, match="disk on fire") as caught:
+            await call
+        error = caught.value
+        assert (error.operation, error.key) == (operation, about)
+        assert (error.mount, error.driver) == ("far:away", "test_errors"), operation
+        assert error.__cause__ is cause, operation
+
+
+@in_loop
+async def test_a_key_as_it_was_asked_for_is_the_key_that_is_named() -> None:
+    storage = create_storage(Failing(OSError()))
+    for call in (storage.get_item("/a//b/"), storage.set_items({"/a//b/": 1})):
+        with pytest.raises(BackendError) as caught:
+            await call
+        assert caught.value.key in ("/a//b/", "a:b")
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("down"), BackendTimeout("slow"), CorruptValueError("torn")])
+def test_an_error_of_a_driver_keeps_its_kind(error: KVStoreError) -> None:
+    @in_loop
+    async def kept() -> None:
+        storage = create_storage(Failing(error))
+        for call in (storage.get_item("a"), storage.set_item("a", 1), storage.get_keys(), storage.count()):
+            with pytest.raises(type(error)) as caught:
+                await call
+            assert caught.value.driver == "test_errors"
+
+    kept()
+
+
+@in_loop
+async def test_an_error_of_a_driver_keeps_its_cause() -> None:
+    cause = OSError("refused")
+    error = BackendUnavailable("down")
+    error.__cause__ = cause
+    storage = create_storage(Failing(error))
+    for call in (
+        storage.get_item("a"),
+        storage.has_item("a"),
+        storage.set_item("a", 1),
+        storage.update_item("a", lambda value: value),
+        storage.touch("a"),
+        storage.get_keys(),
+        storage.clear(),
+    ):
+        with pytest.raises(BackendUnavailable) as caught:
+            await call
+        assert caught.value.__cause__ is cause
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://user:{PASSWORD}@host:6379/0",
+        f"redis://:{PASSWORD}@host:6379/0",
+        f"postgresql+asyncpg://me:{PASSWORD}@db.example/app?x=1",
+        f"mongodb://a:{PASSWORD}@one:1,two:2/?ssl=true",
+        f"mysql://me:{PASSWORD}%40x@host/db",
+        f"mysql://me:p/{PASSWORD}@host/db",
+        f"mysql://me:p@{PASSWORD}@host/db",
+    ],
+)
+def test_no_error_shows_a_password(url: str) -> None:
+    for error in (KVStoreError(f"can't reach {url} now"), ConfigError(f"bad url {url!r}").at("mount")):
+        assert PASSWORD not in str(error)
+        assert PASSWORD not in repr(error)
+        assert "***@" in str(error)
+        assert PASSWORD not in repr(error.at("get_item", "key", "a", "redis"))
+    with pytest.raises(KVStoreError) as caught:
+        create_storage(url.replace("://", "x://"))
+    assert PASSWORD not in "".join(traceback.format_exception_only(caught.value))
+
+
+@pytest.mark.parametrize("name", ["password", "PASSWORD", "passwd", "secret", "aws_secret_access_key", "token", "sslpassword"])
+def test_no_error_shows_a_password_of_a_query(name: str) -> None:
+    error = KVStoreError(f"can't reach 'redis://host:6379/0?db=1&{name}={PASSWORD}&x=1', {name}={PASSWORD}")
+
+    assert PASSWORD not in str(error)
+    assert "redis://host:6379/0?db=1&" in str(error)
+    assert "&x=1" in str(error)
+
+
+def test_what_is_no_password_is_shown() -> None:
+    for text in ("http://host:8080/a b@c", "sqlite:///a@b.db", "passwords: 7", "s3://bucket/a:b"):
+        assert str(KVStoreError(text)) == text
+
+
+@in_loop
+async def test_a_backends_own_error_with_a_password_is_shown_without() -> None:
+    storage = create_storage(Failing(OSError(f"no route to redis://me:{PASSWORD}@host")))
+    with pytest.raises(BackendError) as caught:
+        await storage.get_item("a")
+    assert PASSWORD not in str(caught.value)
+
+
+def test_errors_can_be_pickled_as_others() -> None:
+    error = pickle.loads(pickle.dumps(BackendError("it broke", operation="get_item", key="a")))
+
+    assert str(error) == "it broke (get_item, key 'a')"
+
+
+@in_loop
+async def test_an_unknown_option_of_a_mount_or_driver_is_refused_with_the_closest() -> None:
+    storage = create_storage()
+    with pytest.raises(ConfigError, match="did you mean 'read_only'"):
+        storage.mount("a", "memory", read_onyl=True)
+    with pytest.raises(ConfigError, match="did you mean 'path'"):
+        storage.mount("a", "sqlite", paht="x")
+    assert [mount.base for mount in storage.get_mounts()] == [""]
+
+
+@in_loop
+async def test_a_fault_of_the_callers_own_function_is_not_wrapped() -> None:
+    storage = create_storage(MemoryDriver())
+    with pytest.raises(ZeroDivisionError):
+        await storage.update_item("key", lambda value: 1 / 0)

@@ -1,0 +1,476 @@
+"""The kit itself: a third party's small driver passes it, and it fails every driver that breaks a promise."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import textwrap
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+import kvstore.testing
+from kvstore.driver import Capabilities, Driver, Expect, Write
+from kvstore.drivers.memory import MemoryDriver
+from kvstore.testing import DriverSuite, storage_machine
+from kvstore.values import now_ms
+
+MINIMAL = '''
+from kvstore import Capabilities, Driver
+
+
+class MyDriver(Driver):
+    """Three calls and nothing more; what has expired is dropped by whatever call comes next."""
+
+    capabilities = Capabilities(persistent=False)
+
+    def __init__(self, path):
+        self.held = {}
+
+    def live(self):
+        now = self.clock()
+        for key in [key for key, (_, expires_at) in self.held.items() if expires_at is not None and expires_at <= now]:
+            del self.held[key]
+        return self.held
+
+    async def read(self, keys):
+        live = self.live()
+        return [live[key][0] if key in live else None for key in keys]
+
+    async def write(self, writes, expect=None):
+        live = self.live()
+        found = []
+        for key, data, expires_at in writes:
+            found.append(live.pop(key, None) is not None)
+            if data is not None:
+                live[key] = (data, expires_at)
+        return found
+
+    async def scan(self, prefix, *, after, limit, reverse):
+        keys = sorted((key for key in self.live() if key.startswith(prefix)), reverse=reverse)
+        return [key for key in keys if after is None or (key < after if reverse else key > after)][:limit]
+'''
+
+
+def _example() -> str:
+    """The test module that the kit's docstring shows."""
+    lines = (kvstore.testing.__doc__ or "").splitlines()
+    return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
+
+
+def test_a_third_partys_small_driver_passes_with_the_ten_lines_of_the_docstring(tmp_path: Path) -> None:
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "my_module.py").write_text(MINIMAL)
+    (tmp_path / "test_mine.py").write_text(_example())
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "test_mine.py"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr
+    assert f"{len(_tests())} passed" in ran.stdout
+    assert "skipped" not in ran.stdout
+    assert "warning" not in ran.stdout
+    assert len([line for line in _example().splitlines() if line.strip()]) <= 10
+
+
+# Drivers with one fault each, and a test that has to notice it.
+
+
+class LikePrefix(MemoryDriver):
+    """Takes `%` and `_` of a prefix for wildcards."""
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        pattern = prefix.replace("%", "*").replace("_", "?") + "*"
+        return _page([key for key in self._entries if fnmatch.fnmatchcase(key, pattern)], after, limit, reverse)
+
+
+class GlobPrefix(MemoryDriver):
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        return _page([key for key in self._entries if fnmatch.fnmatchcase(key, prefix + "*")], after, limit, reverse)
+
+
+class CaselessPrefix(MemoryDriver):
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        return _page([key for key in self._entries if key.lower().startswith(prefix.lower())], after, limit, reverse)
+
+
+class CaselessOrder(MemoryDriver):
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        keys = await super().scan(prefix, after=after, limit=10**6, reverse=reverse)
+        return sorted(keys, key=str.lower, reverse=reverse)[:limit]
+
+
+class InclusiveCursor(MemoryDriver):
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        keys = await super().scan(prefix, after=after, limit=limit, reverse=reverse)
+        return [after, *keys][:limit] if after in self._entries and after.startswith(prefix) and reverse else keys
+
+
+class CursorMustExist(MemoryDriver):
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        after = None if after is not None and after not in self._entries else after
+        return await super().scan(prefix, after=after, limit=limit, reverse=reverse)
+
+
+class ForgetsTheLimit(MemoryDriver):
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        return await super().scan(prefix, after=after, limit=limit + 1, reverse=reverse)
+
+
+class _Renaming(MemoryDriver):
+    """Spells keys its own way, and can't tell afterwards which it was."""
+
+    def spell(self, key: str) -> str:
+        return key
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await super().read([self.spell(key) for key in keys])
+
+    async def has(self, keys: Sequence[str]) -> list[bool]:
+        return await super().has([self.spell(key) for key in keys])
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        expect = {self.spell(key): data for key, data in (expect or {}).items()}
+        return await super().write([(self.spell(key), *rest) for key, *rest in writes], expect)
+
+
+class MergesCase(_Renaming):
+    def spell(self, key: str) -> str:
+        return key.lower()
+
+
+class StripsSpaces(_Renaming):
+    def spell(self, key: str) -> str:
+        return key.rstrip(" .")
+
+
+class MergesUnicode(_Renaming):
+    def spell(self, key: str) -> str:
+        return unicodedata.normalize("NFC", key)
+
+
+class CutsLongKeys(_Renaming):
+    def spell(self, key: str) -> str:
+        return key[:767]
+
+
+class UnescapesPercent(_Renaming):
+    def spell(self, key: str) -> str:
+        return key.replace("%3A", ":")
+
+
+class ExpiresEarly(MemoryDriver):
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        expired = {key for at, key in self._expiring if at <= self.clock() + 1}
+        return [None if key in expired else data for key, data in zip(keys, await super().read(keys), strict=True)]
+
+
+class SecondsOnly(MemoryDriver):
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        return await super().write([(key, data, at and -(-at // 1000) * 1000) for key, data, at in writes], expect)
+
+
+class ListsTheExpired(MemoryDriver):
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        return _page([key for key in self._entries if key.startswith(prefix)], after, limit, reverse)
+
+
+class CountsTheExpired(MemoryDriver):
+    async def count(self, prefix: str) -> int:
+        return len([key for key in self._entries if key.startswith(prefix)])
+
+
+class RemovesTheExpired(MemoryDriver):
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        there = [key in self._entries for key, _, _ in writes]
+        return there if await super().write(writes, expect) is not None else None
+
+
+class KeepsTheOldExpiry(MemoryDriver):
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        old = {key: entry[1] for key, entry in self._entries.items()}
+        return await super().write([(key, data, at or old.get(key)) for key, data, at in writes], expect)
+
+
+class NeverSweeps(MemoryDriver):
+    def _expire(self) -> bool:
+        return False
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        return _page([key for key in self._entries if key.startswith(prefix) and self._live(key)], after, limit, reverse)
+
+    async def count(self, prefix: str) -> int:
+        return len(await self.scan(prefix, after=None, limit=10**6, reverse=False))
+
+    async def clear(self, prefix: str) -> int:
+        return await Driver.clear(self, prefix)
+
+
+class EmptyIsMissing(MemoryDriver):
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [data or None for data in await super().read(keys)]
+
+
+class TextOnly(MemoryDriver):
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [data and data.decode("utf-8", "replace").encode() for data in await super().read(keys)]
+
+
+class StripsValues(MemoryDriver):
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        return await super().write([(key, data and data.strip(), at) for key, data, at in writes], expect)
+
+
+class FakesConditions(MemoryDriver):
+    """Shares one store between all of its kind; looks, and writes a moment later."""
+
+    capabilities = Capabilities(atomic=True, conditional=True, metadata=True, shared=True)
+    _store = MemoryDriver()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entries = self._store._entries
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        if expect:
+            held = await self.read(list(expect))
+            await asyncio.sleep(0)
+            if held != list(expect.values()):
+                return None
+        return await super().write(writes)
+
+
+class ForgetsExpect(MemoryDriver):
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        return await super().write(writes, {key: data for key, data in (expect or {}).items() if data is not None})
+
+
+class HalfBatches(MemoryDriver):
+    """Says `atomic` and writes one after another."""
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        found = []
+        for write in writes:
+            found += await super().write([write], expect) or []
+            await asyncio.sleep(0)
+        return found
+
+
+class NeverInline(MemoryDriver):
+    """Says that it never waits, and does."""
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        await asyncio.sleep(0.0001 if len(writes[0][1] or b"") % 2 else 0)
+        return await super().write(writes, expect)
+
+
+class WritesLate(MemoryDriver):
+    """Goes on with a write whose caller was cancelled, some time later."""
+
+    capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=False)
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        try:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            write = super().write
+            asyncio.get_running_loop().call_later(0.005, lambda: asyncio.ensure_future(write(writes, expect)))
+            raise
+        return await super().write(writes, expect)
+
+
+class LosesMetadata(MemoryDriver):
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        for key, _, _ in writes:
+            if key in self._entries:
+                self._entries[key] = (*self._entries[key][:3], None)
+        return await super().write(writes, expect)
+
+
+class KeepsMetadata(MemoryDriver):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, bytes | None] = {}
+
+    async def set_meta(self, key: str, custom: bytes | None) -> bool:
+        self.kept[key] = custom
+        return await super().set_meta(key, custom)
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        found = await super().write(writes, expect)
+        for key, data, _ in writes:
+            if data is not None and self.kept.get(key) is not None:
+                self._entries[key] = (*self._entries[key][:3], self.kept[key])
+        return found
+
+
+class ClearsNeighbours(MemoryDriver):
+    async def clear(self, prefix: str) -> int:
+        return await Driver.clear(self, prefix.rstrip(":"))
+
+
+class SaysNothingWasThere(MemoryDriver):
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        found = await super().write(writes, expect)
+        return found and [False] * len(found)
+
+
+class HoldsTheLoop(MemoryDriver):
+    """Waits for its backend without letting others run."""
+
+    capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=False)
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        time.sleep(0.2)  # noqa: ASYNC251
+        return await super().read(keys)
+
+
+class BoastsOfPersistence(MemoryDriver):
+    capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=True)
+
+
+class BoastsOfSharing(MemoryDriver):
+    capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=True, shared=True)
+
+
+class BoastsOfMetadata(MemoryDriver):
+    async def stat(self, keys: Sequence[str]) -> list[object]:  # type: ignore[override]
+        return await Driver.stat(self, keys)  # type: ignore[return-value]
+
+
+class BoastsOfWatching(MemoryDriver):
+    async def _nothing(self) -> None: ...
+
+    def watch(self, prefix: str) -> object:  # type: ignore[override]
+        return asyncio.timeout(None)  # a context, at least
+
+
+def _page(keys: list[str], after: str | None, limit: int, reverse: bool) -> list[str]:
+    return [key for key in sorted(keys, reverse=reverse) if after is None or (key < after if reverse else key > after)][:limit]
+
+
+BROKEN: dict[type[MemoryDriver], str] = {
+    LikePrefix: "test_a_prefix_is_literal",
+    GlobPrefix: "test_a_prefix_is_literal",
+    CaselessPrefix: "test_a_prefix_is_literal",
+    CaselessOrder: "test_hostile_keys_are_listed_by_code_point",
+    InclusiveCursor: "test_a_hostile_key_is_a_cursor",
+    CursorMustExist: "test_a_scan_starts_behind_any_text",
+    ForgetsTheLimit: "test_a_scan_starts_behind_any_text",
+    MergesCase: "test_hostile_keys_all_work_next_to_each_other",
+    StripsSpaces: "test_hostile_keys_all_work_next_to_each_other",
+    MergesUnicode: "test_hostile_keys_all_work_next_to_each_other",
+    CutsLongKeys: "test_hostile_keys_all_work_next_to_each_other",
+    UnescapesPercent: "test_hostile_keys_all_work_next_to_each_other",
+    ExpiresEarly: "test_nothing_expires_early_or_stays_late",
+    SecondsOnly: "test_nothing_expires_early_or_stays_late",
+    ListsTheExpired: "test_an_expired_key_is_gone_for_every_read",
+    CountsTheExpired: "test_clearing_a_base_does_not_count_the_expired",
+    RemovesTheExpired: "test_removing_an_expired_key_removes_nothing",
+    KeepsTheOldExpiry: "test_a_write_without_a_ttl_clears_it",
+    NeverSweeps: "test_the_space_of_expired_keys_is_taken_back",
+    EmptyIsMissing: "test_bytes_are_kept_unchanged",
+    TextOnly: "test_bytes_are_kept_unchanged",
+    StripsValues: "test_bytes_are_kept_unchanged",
+    FakesConditions: "test_one_of_many_wins",
+    ForgetsExpect: "test_add_stores_only_what_was_absent",
+    HalfBatches: "test_no_reader_sees_half_a_batch",
+    NeverInline: "test_calls_on_one_key_take_effect_in_the_order_they_were_gathered",
+    WritesLate: "test_a_cancelled_write_never_overtakes_a_later_one",
+    LosesMetadata: "test_custom_metadata_stays_over_an_overwrite",
+    KeepsMetadata: "test_custom_metadata_goes_with_its_key",
+    ClearsNeighbours: "test_clear_removes_exactly_what_lies_below",
+    SaysNothingWasThere: "test_removing_says_whether_the_key_was_there",
+    HoldsTheLoop: "test_a_large_value_does_not_hold_the_event_loop",
+    BoastsOfPersistence: "test_the_next_program_finds_everything",
+    BoastsOfSharing: "test_what_was_written_is_read_at_once",
+    BoastsOfMetadata: "test_custom_metadata_is_kept_with_its_key",
+    BoastsOfWatching: "test_changes_by_others_are_told_where_that_is_promised",
+}
+
+
+def _tests() -> list[str]:
+    return [name for name in dir(DriverSuite) if name.startswith("test_")]
+
+
+def _suite(driver: Callable[[], Driver]) -> DriverSuite:
+    class Suite(DriverSuite):
+        def make_driver(self, path: Path) -> Driver:
+            return driver()
+
+    return Suite()
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
+def test_a_driver_that_breaks_a_promise_fails(broken: type[MemoryDriver], tmp_path: Path) -> None:
+    test = getattr(_suite(broken), BROKEN[broken])
+    with pytest.raises((AssertionError, TypeError, pytest.fail.Exception)):
+        test(tmp_path)
+
+
+class ServersClock(MemoryDriver):
+    """Tells time by a clock that no test can turn."""
+
+    capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=False, own_clock=False)
+
+
+class ServersClockIsFast(ServersClock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = now_ms
+
+    def _live(self, key: str) -> Any:
+        entry = super()._live(key)
+        return None if entry and entry[1] is not None and entry[1] <= now_ms() + 200 else entry
+
+
+@pytest.mark.parametrize("name", ["test_nothing_expires_early_or_stays_late", "test_an_expired_key_is_gone_for_every_read"])
+def test_a_server_that_tells_the_time_is_waited_for(name: str, tmp_path: Path) -> None:
+    getattr(_suite(ServersClock), name)(tmp_path)
+
+
+def test_a_servers_clock_that_is_fast_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        _suite(ServersClockIsFast).test_nothing_expires_early_or_stays_late(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "broken", [LikePrefix, MergesCase, ExpiresEarly, EmptyIsMissing, ForgetsExpect, LosesMetadata, NeverInline]
+)
+def test_the_state_machine_finds_broken_promises_too(broken: type[MemoryDriver]) -> None:
+    quick = settings(
+        max_examples=200,
+        stateful_step_count=30,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        run_state_machine_as_test(storage_machine(lambda path: broken()), settings=quick)
+
+
+def test_every_test_of_the_kit_names_its_promise() -> None:
+    for name in _tests():
+        doc = getattr(DriverSuite, name).__doc__ or ""
+        assert re.match(r"(([KVTRAWEL]\d|Section 2)(, |: | to )?)+|All of section 1: ", doc), name
+
+
+def test_every_part_of_the_kit_shows_the_values_of_a_failed_assert() -> None:
+    parts = {part.name for part in pkgutil.iter_modules(kvstore.testing.__path__)}
+
+    assert parts - set(kvstore.testing._PARTS.split()) == {"clock", "processes", "suite"}

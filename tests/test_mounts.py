@@ -1,0 +1,363 @@
+"""Mounts: which driver keeps which keys, and how they look as one store."""
+
+from __future__ import annotations
+
+import pytest
+from running import in_loop
+
+from kvstore import (
+    ClosedError,
+    ConfigError,
+    Event,
+    InvalidKeyError,
+    InvalidValueError,
+    ReadOnlyError,
+    Storage,
+    UnsupportedOperation,
+    create_storage,
+    prefix_storage,
+)
+from kvstore.drivers.memory import MemoryDriver
+from kvstore.testing import FakeClock
+
+
+async def _keys(driver: MemoryDriver) -> list[str]:
+    return await driver.scan("", after=None, limit=1000, reverse=False)
+
+
+@in_loop
+async def test_a_mount_keeps_the_keys_below_its_base_and_its_parent_the_base_itself() -> None:
+    root, cache = MemoryDriver(), MemoryDriver()
+    storage = create_storage(root).mount("cache", cache)
+    await storage.set_items({"cache": 0, "cache:a": 1, "cached": 2, "cache2:b": 3, "Cache:a": 4, "cache:a:b": 5})
+
+    assert await _keys(root) == ["Cache:a", "cache", "cache2:b", "cached"]
+    assert await _keys(cache) == ["a", "a:b"]
+    assert await storage.get_items(["cache:a", "cached", "cache", "cache:a:b"]) == {
+        "cache:a": 1,
+        "cached": 2,
+        "cache": 0,
+        "cache:a:b": 5,
+    }
+    assert storage.get_mount("cache").base == ""
+    assert storage.get_mount("cache/x").driver is cache
+
+
+@in_loop
+async def test_the_order_asked_is_kept_across_mounts() -> None:
+    storage = create_storage().mount("a", "memory").mount("b", "memory")
+    await storage.set_items({"b:1": 1, "a:1": 2, "c": 3})
+
+    assert list(await storage.get_items(["c", "b:1", "a:1", "b:2", "a:2"])) == ["c", "b:1", "a:1", "b:2", "a:2"]
+    assert await storage.remove_items(["a:1", "b:1", "c", "d"]) == 3
+
+
+@in_loop
+async def test_a_base_is_mounted_once() -> None:
+    storage = create_storage().mount("a/b", "memory")
+    for base in ("a:b", "/a/b/", ""):
+        with pytest.raises(ConfigError) as caught:
+            storage.mount(base, "memory")
+        assert caught.value.mount == base.strip("/").replace("/", ":")
+    for base in ("..", "a:.", "\0", "$meta"):
+        with pytest.raises(InvalidKeyError):
+            storage.mount(base, "memory")
+
+
+@in_loop
+async def test_two_hundred_mounts_keep_their_keys_apart() -> None:
+    storage = create_storage()
+    drivers = {f"m{number}": MemoryDriver() for number in range(200)}
+    for base, driver in drivers.items():
+        storage.mount(base, driver)
+    await storage.set_items({f"{base}:key": base for base in drivers} | {"m7x:key": "root", "m": "root"})
+
+    for base, driver in drivers.items():
+        assert await _keys(driver) == ["key"]
+        assert await storage.get_item(f"{base}:key") == base
+        assert storage.get_mount(f"{base}:key").driver is driver
+    assert await storage.get_keys() == sorted([*(f"{base}:key" for base in drivers), "m7x:key", "m"])
+    assert await storage.get_keys(reverse=True, limit=3) == ["m9:key", "m99:key", "m98:key"]
+    assert await storage.count() == 202
+    assert len(storage.get_mounts()) == 201
+    assert await storage.clear() == 202
+
+
+async def _nested() -> tuple[Storage, MemoryDriver, MemoryDriver, MemoryDriver]:
+    """Three levels; each driver holds keys below what is mounted over it, too."""
+    root, middle, inner = MemoryDriver(), MemoryDriver(), MemoryDriver()
+    await root.write([(key, b"0", None) for key in ("a", "a:b", "a:hidden", "a:b:hidden", "a!", "a;", "b", "z:1:2")])
+    await middle.write([(key, b"1", None) for key in ("a", "b", "b:hidden", "b:hidden:2", "c:d")])
+    await inner.write([(key, b"2", None) for key in ("1", "2:3")])
+    return create_storage(root).mount("a", middle).mount("a:b", inner), root, middle, inner
+
+
+_SEEN = sorted(["a", "a!", "a;", "b", "z:1:2", "a:a", "a:b", "a:c:d", "a:b:1", "a:b:2:3"])
+
+
+@in_loop
+async def test_a_mount_masks_what_lies_under_it() -> None:
+    storage, *_ = await _nested()
+
+    assert await storage.get_keys() == _SEEN
+    assert await storage.get_keys("a") == [key for key in _SEEN if key.startswith("a:")]
+    assert await storage.get_keys("a:b") == ["a:b:1", "a:b:2:3"]
+    assert await storage.get_item("a:hidden") is None
+    assert [key async for key in storage.iter_keys()] == _SEEN
+    assert [await storage.count(base) for base in ("", "a", "a:b", "z")] == [10, 5, 2, 1]
+
+
+@in_loop
+async def test_pages_over_nested_mounts_join_in_both_directions() -> None:
+    storage, *_ = await _nested()
+    for base in ("", "a", "a:b", "z"):
+        whole = [key for key in _SEEN if not base or key.startswith(base + ":")]
+        for depth in (None, 0, 1):
+            cut = len(base) + 1 if base else 0
+            kept = [key for key in whole if depth is None or key[cut:].count(":") <= depth]
+            for limit in (1, 2, 3, 100):
+                for reverse in (False, True):
+                    found: list[str] = []
+                    while page := await storage.get_keys(
+                        base, limit=limit, after=found[-1] if found else None, reverse=reverse, max_depth=depth
+                    ):
+                        found += page
+                    assert found == (kept[::-1] if reverse else kept), (base, depth, limit, reverse)
+
+
+@in_loop
+async def test_clearing_spares_what_is_masked() -> None:
+    storage, root, middle, inner = await _nested()
+
+    assert await storage.clear("a") == 5
+    assert await storage.get_keys() == ["a", "a!", "a;", "b", "z:1:2"]
+    assert await _keys(root) == ["a", "a!", "a:b", "a:b:hidden", "a:hidden", "a;", "b", "z:1:2"]
+    assert await _keys(middle) == ["b:hidden", "b:hidden:2"]
+    assert await _keys(inner) == []
+    assert await storage.clear() == 5
+    assert await _keys(root) == ["a:b", "a:b:hidden", "a:hidden"]
+
+
+@in_loop
+async def test_unmounting_shows_again_what_was_masked() -> None:
+    storage, _, middle, _ = await _nested()
+    await storage.unmount("/a/", close=False)
+
+    assert await storage.get_item("a:hidden") == 0
+    assert await storage.get_keys("a") == ["a:b", "a:b:1", "a:b:2:3", "a:hidden"]
+    assert await _keys(middle) == ["a", "b", "b:hidden", "b:hidden:2", "c:d"]
+    await storage.unmount("a:b")
+    assert await storage.get_keys("a:b") == ["a:b:hidden"]
+    for base in ("a", "nothing"):
+        with pytest.raises(ConfigError) as caught:
+            await storage.unmount(base)
+        assert caught.value.mount == base
+
+
+@in_loop
+async def test_an_unmounted_driver_is_closed_unless_it_is_to_be_kept() -> None:
+    class Closing(MemoryDriver):
+        closed = 0
+
+        async def aclose(self) -> None:
+            self.closed += 1
+
+    kept, gone, stays = Closing(), Closing(), Closing()
+    async with create_storage(stays) as storage:
+        storage.mount("kept", kept).mount("gone", gone)
+        await storage.unmount("kept", close=False)
+        await storage.unmount("gone")
+        assert (kept.closed, gone.closed, stays.closed) == (0, 1, 0)
+    assert (kept.closed, gone.closed, stays.closed) == (0, 1, 1)
+
+
+@in_loop
+async def test_a_key_that_no_mount_holds_is_refused() -> None:
+    storage = Storage().mount("a", "memory").mount("b", "memory")
+
+    for call in (storage.get_item("c"), storage.set_item("c", 1), storage.get_item("a"), storage.set_items({"a:1": 1, "c": 1})):
+        with pytest.raises(ConfigError, match="'a', 'b'"):
+            await call
+    assert await storage.get_keys() == []
+    await storage.set_items({"a:1": 1, "b:1": 1})
+    assert await storage.get_keys() == ["a:1", "b:1"]
+    with pytest.raises(ConfigError):
+        storage.get_mount("c")
+
+
+@in_loop
+async def test_a_read_only_mount_refuses_every_write_and_keeps_what_it_has() -> None:
+    driver = MemoryDriver()
+    await driver.write([("a", b"1", None), ("b:c", b"1", None)])
+    storage = create_storage().mount("ro", driver, read_only=True)
+    for operation, call in {
+        "set_item": storage.set_item("ro:a", 2),
+        "set_item_raw": storage.set_item_raw("ro:a", b"2"),
+        "remove_item": storage.remove_item("ro:a"),
+        "set_items": storage.set_items({"free": 1, "ro:a": 2}),
+        "remove_items": storage.remove_items(["free", "ro:a"]),
+        "add_item": storage.add_item("ro:new", 2),
+        "compare_and_set": storage.compare_and_set("ro:a", 1, 2),
+        "update_item": storage.update_item("ro:a", lambda value: 2),
+        "commit": storage.commit({"ro:a": 2}),
+        "touch": storage.touch("ro:a"),
+        "set_meta": storage.set_meta("ro:a", {}),
+        "remove_meta": storage.remove_meta("ro:a"),
+        "clear": storage.clear("ro"),
+    }.items():
+        with pytest.raises(ReadOnlyError) as caught:
+            await call
+        assert (caught.value.operation, caught.value.mount, caught.value.driver) == (operation, "ro", "memory")
+    await storage.set_item("free", 1)
+    with pytest.raises(ReadOnlyError):
+        await storage.clear()
+
+    assert await storage.get_keys() == ["free", "ro:a", "ro:b:c"]
+    assert await storage.get_item("ro:a") == 1
+    assert await storage.has_item("ro:a")
+    assert await storage.get_meta("ro:a") is not None
+
+
+@in_loop
+async def test_a_commit_lies_on_one_mount() -> None:
+    storage = create_storage().mount("a", "memory")
+    await storage.set_items({"a:1": 1, "b": 1})
+    for call in (
+        storage.commit({"a:1": 2, "b": 2}),
+        storage.commit({"a:1": 2}, removes=["b"]),
+        storage.commit({"a:1": 2}, expect={"b": 1}),
+    ):
+        with pytest.raises(UnsupportedOperation):
+            await call
+    assert await storage.get_items(["a:1", "b"]) == {"a:1": 1, "b": 1}
+
+
+@in_loop
+async def test_each_mount_has_its_own_time_to_live() -> None:
+    clock = FakeClock()
+    short, never = MemoryDriver(), MemoryDriver()
+    short.clock = never.clock = clock
+    storage = create_storage(never).mount("short", short, ttl=1)
+    await storage.set_items({"short:1": 1, "short:2": 2, "long": 3})
+    clock.advance(1)
+
+    assert await storage.get_keys() == ["long"]
+    for ttl in (0, -1, True, "1", float("nan")):
+        with pytest.raises((ConfigError, InvalidValueError)):
+            create_storage(ttl=ttl)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError):
+        create_storage(read_only=1)  # type: ignore[arg-type]
+
+
+@in_loop
+async def test_a_prefixed_storage_works_below_its_base() -> None:
+    storage = create_storage().mount("users:cache", "memory")
+    users = prefix_storage(storage, "/users/")
+    await users.set_items({"1": "one", "cache:2": "two", "3:x": "three"})
+    await storage.set_items({"other": 1, "users": 0, "users2:1": 1})
+
+    assert await users.get_keys() == ["1", "3:x", "cache:2"]
+    assert await users.get_items(["cache:2", "1"]) == {"cache:2": "two", "1": "one"}
+    assert await users.get_keys("cache") == ["cache:2"]
+    assert await users.get_keys(after="1", limit=1) == ["3:x"]
+    assert await users.get_keys(max_depth=0) == ["1"]
+    assert [item async for item in users.iter_items("3")] == [("3:x", "three")]
+    assert await storage.get_item("users:1") == "one"
+    assert await users.get_item("/1/") == "one"
+    assert await users.add_item("1", 1) is False
+    assert await users.commit({"9": 9}, removes=["1"], expect={"1": "one"}) is True
+    assert await users.count() == 3
+    assert await users.clear() == 3
+    assert await storage.get_keys() == ["other", "users", "users2:1"]
+
+
+@in_loop
+async def test_prefixes_add_up_and_the_whole_key_is_what_has_to_be_legal() -> None:
+    storage = create_storage()
+    inner = prefix_storage(prefix_storage(storage, "a"), "b:c")
+    await inner.set_item("d", 1)
+
+    assert await storage.get_keys() == ["a:b:c:d"]
+    with pytest.raises(InvalidKeyError):
+        await inner.set_item("x" * 1020, 1)
+    for key in ("", "..", ":", None):
+        with pytest.raises(InvalidKeyError):
+            await inner.get_item(key)  # type: ignore[arg-type]
+    everything = prefix_storage(storage, "")
+    assert await everything.get_keys() == ["a:b:c:d"]
+
+
+@in_loop
+async def test_a_prefixed_storage_tells_changes_without_its_prefix() -> None:
+    storage = create_storage()
+    users = prefix_storage(storage, "users")
+    async with users.watch("x") as events:
+        await storage.set_items({"users:x:1": 1, "users:y": 1, "x:1": 1})
+        await users.remove_item("x:1")
+
+        assert [await anext(events), await anext(events)] == [Event("update", "x:1"), Event("remove", "x:1")]
+
+
+@in_loop
+async def test_mounting_through_a_prefixed_storage_mounts_below_it() -> None:
+    storage = create_storage()
+    users = prefix_storage(storage, "users")
+    driver = MemoryDriver()
+    users.mount("cache", driver)
+    await storage.set_item("users:cache:1", 1)
+
+    assert await _keys(driver) == ["1"]
+    assert users.get_mount("cache:1").base == "users:cache"
+    await users.unmount("cache")
+    assert await storage.get_keys() == []
+
+
+@in_loop
+async def test_closing_a_prefixed_storage_leaves_the_other_open() -> None:
+    storage = create_storage()
+    async with prefix_storage(storage, "users") as users:
+        await users.set_item("1", 1)
+    with pytest.raises(ClosedError):
+        await users.get_item("1")
+    assert await storage.get_item("users:1") == 1
+    inner = prefix_storage(storage, "users")
+    await storage.aclose()
+    with pytest.raises(ClosedError):
+        await inner.get_item("1")
+
+
+@in_loop
+async def test_get_mounts_names_what_a_listing_asks_the_longest_base_first() -> None:
+    storage = create_storage().mount("a", "memory").mount("a:b:c", "memory").mount("ab", "memory")
+
+    def bases(base: str) -> list[str]:
+        return [mount.base for mount in storage.get_mounts(base)]
+
+    assert bases("") == ["a:b:c", "ab", "a", ""]
+    assert bases("a") == ["a:b:c", "a"]
+    assert bases("a:b") == ["a:b:c", "a"]
+    assert bases("a:b:c:d") == ["a:b:c"]
+    assert bases("a:x") == ["a"]
+    assert bases("z") == [""]
+    mount = storage.get_mount("ab:1")
+    assert (mount.base, mount.driver.name, mount.capabilities.atomic) == ("ab", "memory", True)
+
+
+@in_loop
+async def test_a_driver_that_fails_to_close_does_not_keep_others_open() -> None:
+    class Failing(MemoryDriver):
+        async def aclose(self) -> None:
+            raise RuntimeError("no")
+
+    class Closing(MemoryDriver):
+        closed = False
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    last = Closing()
+    storage = create_storage(Failing()).mount("a", last)
+    with pytest.raises(Exception, match="no"):
+        await storage.aclose()
+    assert last.closed
+    await storage.aclose()

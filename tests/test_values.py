@@ -1,0 +1,265 @@
+"""Values: JSON in, JSON out, unchanged or refused; and as the types that a program has."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kvstore import CorruptValueError, InvalidValueError, create_storage
+from kvstore.testing.values import FAITHFUL_VALUES, same
+from kvstore.values import decode, decode_as, encode, same_json
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+)
+
+
+@given(json_values)
+@example(-0.0)
+@example(5e-324)
+@example(2**64 - 1)
+def test_json_comes_back_equal_and_of_the_same_type(value: object) -> None:
+    assert same(decode(encode(value)), value)
+
+
+@pytest.mark.parametrize("value", FAITHFUL_VALUES, ids=lambda value: repr(value)[:40])
+def test_what_the_kit_asks_for_comes_back(value: object) -> None:
+    assert same(decode(encode(value)), value)
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 10**30])
+def test_an_integer_beyond_what_is_promised_is_exact_or_refused(value: int) -> None:
+    try:
+        data = encode(value)
+    except InvalidValueError:
+        return
+    assert same(decode(data), value)
+
+
+def test_integers_of_another_program_are_read_exactly() -> None:
+    assert decode(b"123456789012345678901234567890") == 123456789012345678901234567890
+
+
+def test_nesting_is_kept_to_200_levels_and_beyond_kept_or_refused() -> None:
+    for depth in (200, 255, 500, 2_000, 100_000):
+        value: object = 1
+        for _ in range(depth):
+            value = [value]
+        try:
+            data = encode(value)
+            back = decode(data)
+        except (InvalidValueError, CorruptValueError):
+            assert depth > 200
+            continue
+        assert encode(back) == data
+
+
+def test_deep_nesting_that_another_program_stored_is_corrupt() -> None:
+    with pytest.raises(CorruptValueError):
+        decode(b"[" * 100_000 + b"]" * 100_000)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Unsound(enum.Enum):
+    NAN = math.nan
+
+
+@dataclass
+class Point:
+    x: float
+    y: float
+
+
+class Place(msgspec.Struct):
+    name: str
+    size: float = 1.0
+
+
+class Movie(TypedDict):
+    title: str
+    year: int
+
+
+class Pair(NamedTuple):
+    one: int
+    two: float
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(math.nan, math.inf, -math.inf, [math.nan], {"a": {"b": math.inf}}, (1, math.nan), Point(math.nan, 1)),
+        *(Place("a", math.inf), Unsound.NAN, [None, {"a": [math.nan]}], {"null": math.nan}, Pair(1, math.nan)),
+        *("\ud800", ["a", "\udfff"], {"\ud800": 1}, {1: 1}, {None: 1}, {("a",): 1}, {1.5: 1}, {True: 1}, {b"a": 1}),
+        *(b"bytes", bytearray(b"a"), memoryview(b"a"), {1, 2}, frozenset(), object(), 1j, Decimal("1.5"), Path("a"), range(3)),
+        *(
+            iter([]),
+            (number for number in ()),
+            len,
+            Point,
+            UserDict(a=1),
+            {"a": b"b"},
+            ValueError("a"),
+            ...,
+            NotImplemented,
+            Pair(1, 2.0),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_json_can_not_say_is_refused(value: object) -> None:
+    with pytest.raises(InvalidValueError):
+        encode(value)
+
+
+def test_a_list_that_holds_itself_is_refused() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(InvalidValueError):
+        encode(endless)
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        ((1, (2, 3)), [1, [2, 3]]),
+        (Point(1.0, 2.0), {"x": 1.0, "y": 2.0}),
+        (Place("here"), {"name": "here", "size": 1.0}),
+        ({"place": [Place("here")]}, {"place": [{"name": "here", "size": 1.0}]}),
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "2026-01-02T03:04:05+00:00"),
+        (date(2026, 1, 2), "2026-01-02"),
+        (UUID(int=7), str(UUID(int=7))),
+        (Colour.RED, "red"),
+        (Number.ONE, 1),
+        (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
+        ("", ""),
+    ],
+    ids=repr,
+)
+def test_what_has_a_json_form_is_kept_as_it(value: object, form: object) -> None:
+    assert same(decode(encode(value)), form)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (Point(1.0, 2.0), Point),
+        (Place("here", 2.5), Place),
+        ({"title": "M", "year": 1931}, Movie),
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), datetime),
+        (UUID(int=7), UUID),
+        (Colour.RED, Colour),
+        ([Point(1.0, 2.0)], list[Point]),
+        ((1, "a"), tuple[int, str]),
+        (None, int | None),
+        (7, Any),
+    ],
+    ids=repr,
+)
+def test_with_a_type_it_comes_back_as_itself(value: object, kind: Any) -> None:
+    async def stored() -> Any:
+        storage = create_storage()
+        await storage.set_items({"key": value})
+        assert (await storage.get_items(["key"], type=kind)) == {"key": value}
+        assert [item async for item in storage.iter_items(type=kind)] == [("key", value)]
+        return await storage.get_item("key", type=kind)
+
+    assert asyncio.run(stored()) == value
+
+
+def test_a_value_of_another_type_is_corrupt_and_left_alone() -> None:
+    async def mismatch() -> None:
+        storage = create_storage()
+        await storage.set_item("key", {"x": "text"})
+        for call in (
+            storage.get_item("key", type=Point),
+            storage.get_item("key", type=int),
+            storage.get_items(["key"], type=Movie),
+        ):
+            with pytest.raises(CorruptValueError) as caught:
+                await call
+            assert caught.value.key == "key"
+            assert caught.value.__cause__ is not None
+        assert await storage.get_item("missing", "default", type=Point) == "default"
+        assert await storage.get_item("key") == {"x": "text"}
+
+    asyncio.run(mismatch())
+
+
+def test_what_is_no_type_is_refused() -> None:
+    with pytest.raises(InvalidValueError):
+        decode_as(b"1", "no type")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b" ", b"nul", b"NaN", b"Infinity", b"[1,]", b"{'a':1}", b"\xff", b'"\xed\xa0\x80"', b"1 2"]
+)
+def test_bytes_that_are_not_json_are_corrupt(data: bytes) -> None:
+    with pytest.raises(CorruptValueError):
+        decode(data)
+    with pytest.raises(CorruptValueError):
+        decode_as(data, str)
+
+
+@given(json_values, json_values)
+def test_comparing_as_json_tells_types_apart_and_ignores_the_order_of_members(one: object, other: object) -> None:
+    assert same_json(encode(one), one)
+    assert same_json(encode(_turned(one)), one)
+    assert same_json(encode(one), other) is same(_sorted(one), _sorted(other))
+
+
+def _turned(value: object) -> object:
+    """Its members the other way round."""
+    if isinstance(value, dict):
+        return {name: _turned(value[name]) for name in reversed(value)}
+    return [_turned(member) for member in value] if isinstance(value, list) else value
+
+
+def _sorted(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _sorted(value[name]) for name in sorted(value)}
+    return [_sorted(member) for member in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("data", ["text", 1, None, [1], object()], ids=lambda data: type(data).__name__)
+def test_raw_data_is_bytes(data: bytes) -> None:
+    async def stored() -> None:
+        with pytest.raises(InvalidValueError):
+            await create_storage().set_item_raw("key", data)
+
+    asyncio.run(stored())
+
+
+def test_bytes_like_data_is_taken() -> None:
+    async def stored() -> None:
+        storage = create_storage()
+        for data in (b"abc", bytearray(b"abc"), memoryview(b"abc"), memoryview(b"axbxc")[::2]):
+            await storage.set_item_raw("key", data)
+            assert await storage.get_item_raw("key") == b"abc"
+
+    asyncio.run(stored())

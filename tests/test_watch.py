@@ -1,0 +1,179 @@
+"""Watching: what the core adds to what every driver is tested for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from running import in_loop
+
+import kvstore.watch
+from kvstore import BackendError, BackendUnavailable, Event, create_storage, prefix_storage
+from kvstore.driver import Capabilities
+from kvstore.drivers.memory import MemoryDriver
+from kvstore.watch import Listener
+
+
+def _told(listener: Listener) -> list[tuple[str, str]]:
+    """What is queued, without waiting."""
+    return [(event.kind, event.key) for event in listener._events]
+
+
+@in_loop
+async def test_changes_in_every_mount_are_told_with_whole_keys() -> None:
+    storage = create_storage().mount("a", "memory").mount("a:b", "memory")
+    async with storage.watch("a") as inside, storage.watch() as everything, storage.watch("a:b") as inner:
+        await storage.set_items({"a:b:1": 1, "a:1": 1, "a": 1})
+        await storage.clear("a")
+
+        assert sorted(_told(inside)) == [("remove", "a:1"), ("remove", "a:b:1"), ("update", "a:1"), ("update", "a:b:1")]
+        assert sorted(_told(everything)) == sorted([*_told(inside), ("update", "a")])
+        assert _told(inner) == [("update", "a:b:1"), ("remove", "a:b:1")]
+
+
+@in_loop
+async def test_nothing_is_told_before_and_after_the_context() -> None:
+    storage = create_storage()
+    await storage.set_item("before", 1)
+    async with storage.watch() as events:
+        await storage.set_item("inside", 1)
+    await storage.set_item("after", 1)
+
+    assert _told(events) == [("update", "inside")]
+
+
+@in_loop
+async def test_mounts_that_come_later_are_watched_too() -> None:
+    storage = create_storage()
+    async with storage.watch() as events:
+        storage.mount("late", "memory")
+        await storage.set_item("late:1", 1)
+
+        assert _told(events) == [("update", "late:1")]
+
+
+@in_loop
+async def test_a_listener_that_falls_too_far_behind_is_told_so() -> None:
+    limit, kvstore.watch.BUFFER = kvstore.watch.BUFFER, 10
+    try:
+        storage = create_storage()
+        async with storage.watch() as slow:
+            async with storage.watch() as quick:
+                for number in range(15):
+                    await storage.set_item(f"k{number}", 1)
+                    assert (await anext(quick)).key == f"k{number}"
+            assert [(await anext(slow)).key for _ in range(10)] == [f"k{number}" for number in range(10)]
+            with pytest.raises(BackendError, match="behind"):
+                await anext(slow)
+            await storage.set_item("still", "works")
+    finally:
+        kvstore.watch.BUFFER = limit
+
+
+@in_loop
+async def test_a_waiting_listener_is_woken_by_a_change_and_by_the_end() -> None:
+    storage = create_storage()
+    async with storage.watch() as events:
+
+        async def listen() -> list[Event]:
+            return [event async for event in events]
+
+        listening = asyncio.create_task(listen())
+        await asyncio.sleep(0)
+        await storage.set_item("key", 1)
+        await storage.aclose()
+        assert await listening == [Event("update", "key")]
+
+
+@in_loop
+async def test_a_listener_that_is_cancelled_can_go_on() -> None:
+    storage = create_storage()
+    async with storage.watch() as events:
+        waiting = asyncio.create_task(anext(events))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await storage.set_item("key", 1)
+        assert await anext(events) == Event("update", "key")
+
+
+class Telling(MemoryDriver):
+    """A driver whose store tells of changes, as a server does."""
+
+    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, persistent=False, watch=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channel: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self.watching: list[str] = []
+
+    @asynccontextmanager
+    async def watch(self, prefix: str) -> AsyncIterator[AsyncIterator[Event]]:  # type: ignore[override]
+        self.watching.append(prefix)
+        try:
+            yield self._events()
+        finally:
+            self.watching.remove(prefix)
+
+    async def _events(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self.channel.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+
+@in_loop
+async def test_a_driver_that_tells_of_changes_is_asked_for_them_and_left_in_the_end() -> None:
+    driver = Telling()
+    storage = create_storage().mount("far", driver)
+    async with prefix_storage(storage, "far").watch("base") as events:
+        assert driver.watching == ["base:"]
+        await storage.set_item("far:base:1", 1)
+        driver.channel.put_nowait(Event("update", "base:1"))
+        driver.channel.put_nowait(Event("remove", "base:2"))
+
+        assert [await anext(events), await anext(events)] == [Event("update", "base:1"), Event("remove", "base:2")]
+        assert _told(events) == []
+    assert driver.watching == []
+
+
+@in_loop
+async def test_a_watch_whose_backend_is_gone_raises_and_hurts_no_writer() -> None:
+    driver = Telling()
+    storage = create_storage(driver)
+    async with storage.watch() as events:
+        driver.channel.put_nowait(OSError("connection reset"))
+        with pytest.raises(BackendError, match="connection reset") as caught:
+            await anext(events)
+        assert (caught.value.operation, caught.value.driver) == ("watch", "test_watch")
+        await storage.set_item("key", 1)
+    async with storage.watch() as events:
+        driver.channel.put_nowait(BackendUnavailable("down"))
+        with pytest.raises(BackendUnavailable):
+            await anext(events)
+
+
+@in_loop
+async def test_a_cancelled_write_that_happened_is_told() -> None:
+    class Waiting(MemoryDriver):
+        capabilities = Capabilities(atomic=True, conditional=True, persistent=False)
+        gate = asyncio.Event()
+
+        async def write(self, writes, expect=None):  # type: ignore[no-untyped-def]
+            await self.gate.wait()
+            return await super().write(writes, expect)
+
+    driver = Waiting()
+    storage = create_storage(driver)
+    async with storage.watch() as events:
+        write = asyncio.create_task(storage.set_item("key", 1))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        write.cancel()
+        driver.gate.set()
+        async with asyncio.timeout(5):
+            assert await anext(events) == Event("update", "key")
+        assert await storage.get_item("key") == 1
