@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvstore import CorruptValueError, InvalidValueError, create_storage
@@ -226,6 +226,7 @@ def test_bytes_that_are_not_json_are_corrupt(data: bytes) -> None:
         decode_as(data, str)
 
 
+@settings(max_examples=40)
 @given(json_values, json_values)
 def test_comparing_as_json_tells_types_apart_and_ignores_the_order_of_members(one: object, other: object) -> None:
     assert same_json(encode(one), one)

@@ -79,6 +79,8 @@ class Conditions(Contract):
         assert await storage.update_item("key", lambda value: MISSING) is MISSING
         assert await storage.has_item("key") is False
         assert await storage.update_item("key", lambda value: MISSING) is MISSING
+        assert await storage.update_item("key", lambda value: value is MISSING, MISSING) is True
+        await storage.remove_item("key")
         assert await storage.update_item("key", lambda value: value) is None
         assert await storage.has_item("key") is True
 

@@ -1,0 +1,294 @@
+"""Importing stores that AgentX wrote: SQLite in two layouts, a directory, or Redis keys.
+
+The original keeps one JSON text a key: `containers:ID`, `images:ID`, `sessions:ID`, and the messages of a session as one array
+under `messages:SESSION`. It rewrites keys, so ids are taken from the records, and a session's messages are looked for under
+the rewritten key. Its indexes (`idx:…`) can be wrong and are not read; saving builds new ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from kvstore.errors import BackendError, ConfigError, CorruptValueError, KVStoreError
+from kvstore.storage import Storage
+from kvstore.values import MISSING, decode
+from persistence.messages import encode_message
+from persistence.persistence import Persistence
+from persistence.repository import Repository
+
+Source = str | os.PathLike[str] | Mapping[str, str] | Storage
+"""A SQLite file, a directory, a `.jsonl` file of `{"key", "value"}`, a mapping of keys to texts, or a Storage with the keys."""
+
+_KINDS = {"containers": "containerId", "images": "imageId", "sessions": "sessionId"}
+_OURS = re.compile(r"(?:(.*?):)?(?:containers|images|sessions|messages|idx):")
+
+
+class Problem(NamedTuple):
+    """Something that was not imported."""
+
+    key: str
+    """The original's, or that of the record here that differs."""
+    reason: str
+
+
+@dataclass
+class AgentXStore:
+    """What a store of the original holds, as JSON; lists sorted by id."""
+
+    containers: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    messages: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By session id, in the stored order. Every session has an entry, and so has a list whose session is gone."""
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class ImportReport:
+    """What an import did."""
+
+    containers: int = 0
+    images: int = 0
+    sessions: int = 0
+    messages: int = 0
+    already_there: int = 0
+    """Records and messages that were there, as they are in the source."""
+    problems: list[Problem] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = (
+            f"{self.containers} containers, {self.images} images, {self.sessions} sessions, {self.messages} messages imported"
+        )
+        there = f"; {self.already_there} records and messages were there already" if self.already_there else ""
+        return "\n".join([counts + there, *(f"left out: {problem.key}: {problem.reason}" for problem in self.problems)])
+
+
+async def import_agentx(
+    source: Source, target: Persistence, *, base: str | None = None, overwrite: bool = False, strict: bool = False
+) -> ImportReport:
+    """Imports a store of the original whole. The source is only read, and may be imported again: nothing is doubled.
+
+    Args:
+        base: What stands before every key, such as `agentx` in Redis; by default it is found out.
+        overwrite: Replace records here that differ from the source's, rather than report them.
+        strict: Raise `CorruptValueError` for the first thing that can't be read, before anything is written, rather than
+            report it and import the rest.
+
+    Messages that are here in part are completed; a log that went on otherwise is reported and left.
+    """
+    store = await read_agentx(source, base=base)
+    if strict and store.problems:
+        raise CorruptValueError(store.problems[0].reason, operation="import_agentx", key=store.problems[0].key)
+    report = ImportReport(problems=list(store.problems))
+    repositories: dict[str, Repository[Any]] = {
+        "containers": target.containers,
+        "images": target.images,
+        "sessions": target.sessions,
+    }
+    for kind, repository in repositories.items():
+        for document in getattr(store, kind):
+            await _import_record(repository, kind, document, report, overwrite)
+    for session_id, messages in store.messages.items():
+        try:
+            await _import_messages(target, session_id, messages, report)
+        except KVStoreError as error:
+            report.problems.append(Problem(f"messages:{session_id}", error.message))
+    return report
+
+
+async def _import_record(
+    repository: Repository[Any], kind: str, document: dict[str, Any], report: ImportReport, overwrite: bool
+) -> None:
+    key = f"{kind}:{document[_KINDS[kind]]}"
+    shape = repository.table.shape
+    try:
+        record = shape.record(key, document)
+        there = await repository.table.get(shape.key(document[_KINDS[kind]]))
+        if there == shape.document(record, createdAt=0, updatedAt=0):
+            report.already_there += 1
+        elif there is MISSING or overwrite:
+            await repository.save(record)
+            setattr(report, kind, getattr(report, kind) + 1)
+        else:
+            report.problems.append(Problem(key, "there is another record with this id; it was left as it is"))
+    except KVStoreError as error:
+        report.problems.append(Problem(key, error.message))
+
+
+async def _import_messages(target: Persistence, session_id: str, messages: list[dict[str, Any]], report: ImportReport) -> None:
+    there = await target.sessions.get_messages(session_id)
+    if there != messages[: len(there)]:
+        report.problems.append(Problem(f"messages:{session_id}", "there are other messages; they were left as they are"))
+        return
+    report.already_there += len(there)
+    if there:
+        for message in messages[len(there) :]:
+            await target.sessions.add_message(session_id, message)
+    elif messages:
+        await target.sessions.write_messages(session_id, messages)
+    report.messages += len(messages) - len(there)
+
+
+# Reading
+
+
+async def read_agentx(source: Source, *, base: str | None = None) -> AgentXStore:
+    """What a store of the original holds. What can't be read is among the problems.
+
+    Raises `ConfigError` for a source that is none, and `BackendError` for one that can't be read at all.
+    """
+    if isinstance(source, Storage):
+        texts = {key: _text(await source.get_item_raw(key)) async for key in source.iter_keys()}
+    elif isinstance(source, Mapping):
+        texts = dict(source)
+    else:
+        texts = await asyncio.to_thread(_read_path, Path(source))
+    if base is None:
+        base = _find_base(texts)
+    prefix = f"{base}:" if base else ""
+    return _sorted_out({key[len(prefix) :]: text for key, text in texts.items() if key.startswith(prefix)})
+
+
+def export_order(records: list[dict[str, Any]], member: str) -> list[dict[str, Any]]:
+    """By id, as `AgentXStore` has them."""
+    return sorted(records, key=lambda record: str(record[member]))
+
+
+def rewritten(key: str) -> str:
+    """`key` as the original's storage (unstorage) spells it."""
+    return re.sub(":+", ":", re.sub(r"[/\\]", ":", key.partition("?")[0])).strip(":")
+
+
+def _sorted_out(texts: Mapping[str, str | None]) -> AgentXStore:
+    store = AgentXStore()
+    lists: dict[str, str | None] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in _KINDS}
+    for key, text in sorted(texts.items()):
+        kind = key.partition(":")[0]
+        if key.endswith("$") and kind not in _KINDS and kind != "messages":
+            continue  # unstorage's own metadata
+        if kind in _KINDS:
+            try:
+                document = _object(text, _KINDS[kind])
+                if found[kind].setdefault(document[_KINDS[kind]], document) is not document:
+                    raise CorruptValueError("another record has the same id")
+            except KVStoreError as error:
+                store.problems.append(Problem(key, error.message))
+        elif kind == "messages":
+            lists[key] = text
+        elif kind != "idx":
+            store.problems.append(Problem(key, "keys of this kind are not known"))
+    for kind, records in found.items():
+        setattr(store, kind, export_order(list(records.values()), _KINDS[kind]))
+    logs = {session_id: rewritten(f"messages:{session_id}") for session_id in sorted(found["sessions"])}
+    for key in lists.keys() - logs.values():
+        logs.setdefault(key.partition(":")[2], key)
+    for session_id, key in sorted(logs.items()):
+        store.messages[session_id] = _messages(key, lists[key], store.problems) if key in lists else []
+    # A list that two sessions share is read twice.
+    store.problems = list(dict.fromkeys(store.problems))
+    return store
+
+
+def _object(text: str | None, member: str) -> dict[str, Any]:
+    document = _json(text)
+    if not isinstance(document, dict) or not isinstance(document.get(member), str):
+        raise CorruptValueError(f"the value is no object with a text {member!r}")
+    return document
+
+
+def _messages(key: str, text: str | None, problems: list[Problem]) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    try:
+        values = _json(text)
+        if not isinstance(values, list):
+            raise CorruptValueError("the value is no array of messages")
+    except KVStoreError as error:
+        problems.append(Problem(key, error.message))
+        return messages
+    for place, value in enumerate(values):
+        try:
+            encode_message(value)
+            messages.append(value)
+        except KVStoreError as error:
+            problems.append(Problem(key, f"message {place}: {error.message}"))
+    return messages
+
+
+def _json(text: str | None) -> Any:
+    if not isinstance(text, str):
+        raise CorruptValueError("the value is no text")
+    return decode(text.encode("utf-8", "replace"))
+
+
+def _text(data: bytes | None) -> str | None:
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _find_base(texts: Mapping[str, str | None]) -> str:
+    bases = {match[1] or "" for match in map(_OURS.match, texts) if match is not None}
+    if "" in bases or not bases:
+        return ""
+    if len(bases) > 1:
+        raise ConfigError(f"the keys stand below several bases; name the one that is meant: {', '.join(sorted(bases))}")
+    return bases.pop()
+
+
+def _read_path(path: Path) -> dict[str, str | None]:
+    path = path.expanduser()
+    try:
+        if path.is_dir():
+            return dict(_read_directory(path))
+        with path.open("rb") as file:
+            if file.read(16) == b"SQLite format 3\0":
+                return _read_sqlite(path)
+        if path.suffix == ".jsonl":
+            lines = [decode(line) for line in path.read_bytes().splitlines() if line.strip()]
+            return {line["key"]: line["value"] for line in lines}
+    except OSError as error:
+        raise BackendError(f"{path} can't be read: {error.strerror}", operation="import_agentx") from error
+    except (KVStoreError, TypeError, KeyError) as error:
+        raise ConfigError(f'{path} is no dump of lines like {{"key": …, "value": …}}: {error}') from error
+    raise ConfigError(f"{path} is no SQLite file, no directory and no .jsonl dump")
+
+
+def _read_directory(path: Path) -> Iterator[tuple[str, str | None]]:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = Path(folder, name)
+            if file.is_file():
+                yield ":".join(file.relative_to(path).parts), _text(file.read_bytes())
+
+
+def _read_sqlite(path: Path) -> dict[str, str | None]:
+    with path.open("rb") as file:
+        wal = file.read(20)[18:20] == b"\2\2"
+    # Read-only access to a file in WAL mode leaves files beside it; where no log is there, nothing but the file counts.
+    mode = "immutable=1" if wal and not path.with_name(path.name + "-wal").exists() else "mode=ro"
+    texts: dict[str, str | None] = {}
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?{mode}", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables & {"unstorage", "kv_storage"}:
+                raise ConfigError(f"{path} has neither table of the original, kv_storage or unstorage")
+            if "unstorage" in tables:  # the older one, so the other wins
+                columns = {row[1] for row in connection.execute("PRAGMA table_info(unstorage)")}
+                value = "coalesce(value, blob)" if "blob" in columns else "value"
+                texts.update(connection.execute(f"SELECT key, CAST({value} AS TEXT) FROM unstorage"))
+            if "kv_storage" in tables:
+                texts.update(connection.execute("SELECT key, CAST(value AS TEXT) FROM kv_storage"))
+    except sqlite3.Error as error:
+        raise BackendError(f"{path} can't be read: {error}", operation="import_agentx") from error
+    return texts

@@ -1,0 +1,166 @@
+"""The head of a message log: where its entries are.
+
+The entries of a log are numbered densely from 0 in each of its generations, `messages:<session>:<generation>:<sequence>`;
+a generation is a random name that never comes back. The log is what its closed generations hold, one after another,
+each up to a certain entry, and then all of the open one. So to append is to add the next key, which leaves the head as it
+is, and to truncate or clear is one exchange of the head, after which whatever it does not reach is garbage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+import msgspec
+
+from kvstore.errors import CorruptValueError
+from kvstore.values import MISSING
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """The share of a closed generation."""
+
+    generation: str
+    entries: int
+    end: int
+    """The position behind its last message. The last entry may hold more than that."""
+
+
+class Head(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What `heads:<session>` says. One that says nothing is not stored."""
+
+    generation: str | None = None
+    """The open one; None: there is none yet."""
+    closed: tuple[Segment, ...] = ()
+    staged: tuple[str, ...] = ()
+    """Generations that are being written, to be published as a whole."""
+
+    @property
+    def settled(self) -> int:
+        """How many entries lie in closed generations."""
+        return sum(segment.entries for segment in self.closed)
+
+    @property
+    def generations(self) -> dict[str, int | None]:
+        """How many entries of each generation may be there: None, any number."""
+        closed = {segment.generation: segment.entries for segment in self.closed}
+        return dict.fromkeys(self.staged) | closed | ({} if self.generation is None else {self.generation: None})
+
+    def published(self, generation: str) -> bool:
+        """Whether it is in the log, and not only being written."""
+        return generation in msgspec.structs.replace(self, staged=()).generations
+
+    def reaches(self, generation: str, sequence: int) -> bool:
+        """Whether an entry is in the log or may come to be."""
+        there = self.generations
+        entries = there.get(generation, 0)
+        return entries is None or sequence < entries
+
+    def places(self, start: int, stop: int) -> Iterator[tuple[str, int, int | None]]:
+        """Generation, sequence and cut of the entries from `start` to before `stop`, counted through the log.
+
+        The cut is the position where an entry ends, whatever it holds; None: it is all there.
+        """
+        first = 0
+        for segment in self.closed:
+            for place in range(max(start, first), min(stop, first + segment.entries)):
+                sequence = place - first
+                yield segment.generation, sequence, segment.end if sequence == segment.entries - 1 else None
+            first += segment.entries
+        if self.generation is not None:
+            for place in range(max(start, first), stop):
+                yield self.generation, place - first, None
+
+    def opened(self) -> Head:
+        """With an open generation."""
+        return self if self.generation is not None else msgspec.structs.replace(self, generation=token_hex(8))
+
+    def cut(self, entries: int, end: int) -> Head:
+        """With no more than so many entries, up to the position `end`, which lies in the last of them."""
+        closed: list[Segment] = []
+        generation = self.generation
+        for segment in self.closed:
+            if entries <= segment.entries:
+                generation = segment.generation
+                break
+            closed.append(segment)
+            entries -= segment.entries
+        assert generation is not None, "a log without generations has no entries"
+        return Head(token_hex(8), (*closed, Segment(generation, entries, end)), self.staged)
+
+    def unstaged(self, generation: str) -> Head:
+        """Without the mark that `generation` is being written."""
+        return msgspec.structs.replace(self, staged=tuple(staged for staged in self.staged if staged != generation))
+
+    @property
+    def value(self) -> object:
+        """What is stored: itself, or `MISSING`."""
+        return MISSING if self == Head() else self
+
+
+class Tail(NamedTuple):
+    """Where a log ends."""
+
+    head: Head
+    entries: int
+    messages: int
+
+
+class Entry(NamedTuple):
+    """One key of a log: messages that were given together."""
+
+    at: int
+    """The position of the first."""
+    messages: list[Any]
+
+    @property
+    def end(self) -> int:
+        """The position behind the last."""
+        return self.at + len(self.messages)
+
+    def find(self, message_id: str) -> int | None:
+        """The position of the last message with this id."""
+        for index in range(len(self.messages) - 1, -1, -1):
+            message = self.messages[index]
+            if isinstance(message, dict) and message.get("id") == message_id:
+                return self.at + index
+        return None
+
+    def up_to(self, end: int) -> Entry:
+        """Without what stands at the position `end` or behind it."""
+        return self if end >= self.end else Entry(self.at, self.messages[: end - self.at])
+
+
+def parse_head(key: str, value: Any) -> Head:
+    """What is stored, `MISSING` too. Raises `CorruptValueError`."""
+    if value is MISSING:
+        return Head()
+    try:
+        return msgspec.convert(value, Head)
+    except msgspec.ValidationError as error:
+        raise CorruptValueError(f"what is stored is no head of a message log: {error}", key=key) from error
+
+
+def parse_entry(key: str, value: Any, cut: int | None) -> Entry:
+    """An entry up to the position `cut`. Raises `CorruptValueError`."""
+    try:
+        at, messages = value["at"], value["messages"]
+    except (TypeError, KeyError, IndexError) as error:
+        raise CorruptValueError("what is stored is no entry of a message log", key=key) from error
+    if not isinstance(at, int) or not isinstance(messages, list) or not messages:
+        raise CorruptValueError("what is stored is no entry of a message log", key=key)
+    entry = Entry(at, messages)
+    return entry if cut is None else entry.up_to(cut)
+
+
+def head_key(session: str) -> str:
+    return f"heads:{session}"
+
+
+def generation_base(session: str, generation: str) -> str:
+    return f"messages:{session}:{generation}"
+
+
+def entry_key(session: str, generation: str, sequence: int) -> str:
+    return f"messages:{session}:{generation}:{sequence:012x}"

@@ -1,0 +1,221 @@
+"""Log: the messages of sessions, read, cut and written as a whole, each at one exchange of the head."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from secrets import token_hex
+from typing import Any
+
+import msgspec
+
+from kvstore.errors import CorruptValueError
+from kvstore.storage import Storage
+from kvstore.values import MISSING, NEVER
+from persistence.appender import Appender
+from persistence.errors import ConflictError, RecordNotFoundError
+from persistence.head import Entry, Head, Tail, entry_key, generation_base, head_key, parse_entry
+from persistence.reader import CHUNK, Moved, Reader
+
+_MAX_CLOSED = 32  # closed generations, before what they hold is moved together
+
+
+class MessageLog:
+    """Sessions are named by their segment of a key here."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.reader = Reader(storage)
+        self.appender = Appender(storage, self.reader)
+
+    # Reading
+
+    async def read(self, session: str, start: int, last: int | None, limit: int | None) -> list[Any]:
+        """Messages from a position on, at most `limit`, or the `last` ones."""
+        if last == 0 or limit == 0:
+            return []
+        if last is not None:
+            _, entries = await self.reader.end(session, last)
+            return _messages(entries)[-last:]
+        entries = await self.reader.forward(session, start, limit)
+        behind = start - entries[0].at if entries else 0
+        return _messages(entries)[behind : None if limit is None else behind + limit]
+
+    async def through(self, session: str, message_id: str | None) -> list[Entry]:
+        """All entries, up to the last message with this id. Raises `RecordNotFoundError`."""
+        entries = await self.reader.forward(session)
+        if message_id is None:
+            return entries
+        while entries:
+            last = entries.pop()
+            position = last.find(message_id)
+            if position is not None:
+                return [*entries, last.up_to(position + 1)]
+        raise _no_message(message_id, "fork")
+
+    # Cutting
+
+    async def clear(self, session: str) -> int:
+        """Removes all messages. Returns how many there were."""
+        while True:
+            tail, _ = await self.reader.end(session)
+            if await self.exchange(session, tail.head, Head()):
+                gone = await self._length(session, tail)
+                await self.sweep(session)
+                return gone
+
+    async def truncate(self, session: str, message_id: str) -> int:
+        """Removes what follows the last message with this id. Returns how many. Raises `RecordNotFoundError`."""
+        while True:
+            found = await self.reader.find_last(session, message_id)
+            if found is None:
+                raise _no_message(message_id, "truncate_after")
+            tail, place, position = found
+            end = position + 1
+            if end == tail.messages:
+                return 0
+            head: Head | None = tail.head.cut(place + 1, end)
+            assert head is not None
+            if len(head.closed) > _MAX_CLOSED:
+                head = await self._moved_together(session, tail.head, head)
+            elif not await self.exchange(session, tail.head, head):
+                head = None
+            if head is not None:
+                gone = await self._length(session, tail) - end
+                kept = head.generations
+                for generation, entries in tail.head.generations.items():
+                    if kept.get(generation, 0) != entries:
+                        await self._sweep_generation(session, generation, kept.get(generation, 0) or 0)
+                return gone
+
+    async def _moved_together(self, session: str, old: Head, cut: Head) -> Head | None:
+        """Copies what `cut` keeps of `old` into one generation, so that heads stay small. None: `old` is not the head."""
+        entries: list[Entry] = []
+        try:
+            while len(page := await self.reader.page(session, old, len(entries), min(len(entries) + CHUNK, cut.settled))):
+                entries += page
+        except Moved:
+            return None
+        entries[-1] = entries[-1].up_to(cut.closed[-1].end)
+        staged = await self.stage(session, old, entries)
+        if staged is None:
+            return None
+        head = Head(staged.staged[-1], (), old.staged)
+        return head if await self._publish(session, staged, head) else None
+
+    async def _length(self, session: str, tail: Tail) -> int:
+        """How many messages there were in the end under a head that has been exchanged, since when none can come."""
+        place, messages = tail.entries, tail.messages
+        while True:
+            for value in await self.reader.values(session, tail.head, range(place, place + 8)):
+                if value is MISSING:
+                    return messages
+                messages += len(parse_entry(session, value, None).messages)
+            place += 8
+
+    # Writing as a whole
+
+    async def write(self, session: str, entries: Sequence[Entry]) -> None:
+        """Stores a whole log; every reader sees all of it or nothing. Raises `ConflictError` where there is one."""
+        while entries:
+            staged = await self.stage(session, await self.new_head(session), entries)
+            if staged is not None:
+                generation = staged.staged[-1]
+                if await self._publish(session, staged, Head(generation, (), staged.unstaged(generation).staged)):
+                    return
+
+    async def new_head(self, session: str) -> Head:
+        """The head of a log that is not begun yet. Raises `ConflictError` for one that is."""
+        head = await self.reader.head(session)
+        if head.generation is not None:
+            raise ConflictError("the session has a log of messages already; clear it first", key=head_key(session))
+        return head
+
+    async def stage(self, session: str, old: Head, entries: Sequence[Entry]) -> Head | None:
+        """Writes entries into a generation that is no part of the log yet, the last one staged in the head that is returned.
+
+        None: `old` is not the head. The head knows of the generation first, for what it does not know is garbage.
+        """
+        generation = token_hex(8)
+        staged = msgspec.structs.replace(old, staged=(*old.staged, generation))
+        if not await self.exchange(session, old, staged):
+            return None
+        for start in range(0, len(entries), CHUNK):
+            items = {
+                entry_key(session, generation, sequence): entry._asdict()
+                for sequence, entry in enumerate(entries[start : start + CHUNK], start)
+            }
+            await self._storage.set_items(items, NEVER)
+        return staged
+
+    async def _publish(self, session: str, staged: Head, head: Head) -> bool:
+        if await self.exchange(session, staged, head):
+            return True
+        await self.withdraw(session, staged.staged[-1])
+        return False
+
+    async def withdraw(self, session: str, generation: str) -> None:
+        """Takes back what `stage` wrote."""
+        while True:
+            head = await self.reader.head(session)
+            then = head.unstaged(generation)
+            if head.generation == generation:
+                then = msgspec.structs.replace(then, generation=None)
+            if await self.exchange(session, head, then):
+                if not then.published(generation):
+                    await self._sweep_generation(session, generation, 0)
+                return
+
+    async def settle(self, session: str, generation: str) -> bool:
+        """Takes the mark away that `generation` is staged. False: it is no part of the log."""
+        while True:
+            head = await self.reader.head(session)
+            if await self.exchange(session, head, head.unstaged(generation)):
+                return head.published(generation)
+
+    async def exchange(self, session: str, old: Head, new: Head) -> bool:
+        if old == new:
+            return True
+        return await self._storage.compare_and_set(head_key(session), old.value, new.value, NEVER)
+
+    # Sweeping
+
+    async def sweep(self, session: str | None = None) -> int:
+        """Removes the entries that no head reaches, of one session or of all. Returns how many.
+
+        What has another kind of name, or a head that can't be read, is left.
+        """
+        removed, after = 0, None
+        base = "messages" if session is None else f"messages:{session}"
+        while keys := await self._storage.get_keys(base, limit=CHUNK, after=after):
+            # Heads are read after the keys: a generation stands in its head before it has entries, and never comes back.
+            sessions = list(dict.fromkeys(key.split(":")[1] for key in keys))
+            found = await asyncio.gather(*map(self.reader.head, sessions), return_exceptions=True)
+            heads = dict(zip(sessions, found, strict=True))
+            garbage = []
+            for key in keys:
+                name = re.fullmatch("messages:([^:]+):([0-9a-f]{16}):([0-9a-f]{12})", key)
+                head = heads[name[1]] if name else None
+                if isinstance(head, BaseException) and not isinstance(head, CorruptValueError):
+                    raise head
+                if name and isinstance(head, Head) and not head.reaches(name[2], int(name[3], 16)):
+                    garbage.append(key)
+            removed += await self._storage.remove_items(garbage)
+            after = keys[-1]
+        return removed
+
+    async def _sweep_generation(self, session: str, generation: str, first: int) -> None:
+        """Removes what a generation holds from `first` on, in order: who still reads finds an end, and no hole."""
+        after = entry_key(session, generation, first - 1) if first else None
+        while keys := await self._storage.get_keys(generation_base(session, generation), limit=CHUNK, after=after):
+            await self._storage.remove_items(keys)
+            after = keys[-1]
+
+
+def _messages(entries: Sequence[Entry]) -> list[Any]:
+    return [message for entry in entries for message in entry.messages]
+
+
+def _no_message(message_id: str, operation: str) -> RecordNotFoundError:
+    return RecordNotFoundError(f"the session has no message {message_id!r}; nothing was changed", operation=operation)

@@ -1,0 +1,126 @@
+"""Messages: typed by their `subtype`, kept and given back exactly as they came.
+
+The members have the names of the JSON. What is stored need not be one of these: any JSON object whose `id` is a text is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from kvstore.errors import InvalidValueError
+from kvstore.values import encode
+
+
+class TextPart(TypedDict):
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingPart(TypedDict):
+    type: Literal["thinking"]
+    reasoning: str
+    tokenCount: NotRequired[int]
+
+
+class ImagePart(TypedDict):
+    type: Literal["image"]
+    data: str
+    mediaType: str
+    name: NotRequired[str]
+
+
+class FilePart(TypedDict):
+    type: Literal["file"]
+    data: str
+    mediaType: str
+    filename: NotRequired[str]
+
+
+class ToolCallPart(TypedDict):
+    type: Literal["tool-call"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolOutput(TypedDict):
+    type: Literal["text", "json", "error-text", "error-json", "content"]
+    value: Any
+
+
+class ExecutionDenied(TypedDict):
+    type: Literal["execution-denied"]
+    reason: NotRequired[str]
+
+
+class ToolResultPart(TypedDict):
+    type: Literal["tool-result"]
+    id: str
+    name: str
+    output: ToolOutput | ExecutionDenied
+
+
+class Usage(TypedDict):
+    inputTokens: int
+    outputTokens: int
+    totalTokens: NotRequired[int]
+
+
+class UserMessage(TypedDict):
+    id: str
+    timestamp: int
+    subtype: Literal["user"]
+    role: Literal["user"]
+    content: str | list[TextPart | ImagePart | FilePart]
+    parentId: NotRequired[str]
+
+
+class AssistantMessage(TypedDict):
+    id: str
+    timestamp: int
+    subtype: Literal["assistant"]
+    role: Literal["assistant"]
+    content: str | list[TextPart | ThinkingPart | FilePart | ToolCallPart]
+    parentId: NotRequired[str]
+    usage: NotRequired[Usage]
+
+
+class ToolCallMessage(TypedDict):
+    id: str
+    timestamp: int
+    subtype: Literal["tool-call"]
+    role: Literal["assistant"]
+    toolCall: ToolCallPart
+    parentId: NotRequired[str]
+
+
+class ToolResultMessage(TypedDict):
+    id: str
+    timestamp: int
+    subtype: Literal["tool-result"]
+    role: Literal["tool"]
+    toolResult: ToolResultPart
+    toolCallId: str
+
+
+class ErrorMessage(TypedDict):
+    id: str
+    timestamp: int
+    subtype: Literal["error"]
+    role: Literal["error"]
+    content: str
+    errorCode: NotRequired[str]
+    parentId: NotRequired[str]
+
+
+Message = UserMessage | AssistantMessage | ToolCallMessage | ToolResultMessage | ErrorMessage | dict[str, Any]
+"""One of the known ones, told apart by `subtype`, or any JSON object whose `id` is a text."""
+
+
+def encode_message(message: Message) -> bytes:
+    """The message as JSON. Raises `InvalidValueError` for what is no JSON object, or has no id."""
+    if not isinstance(message, dict):
+        raise InvalidValueError(f"a message is a JSON object, not {type(message).__name__}")
+    if not isinstance(message.get("id"), str):
+        raise InvalidValueError(f"a message has an id that is text, not {message.get('id')!r}")
+    return encode(message)

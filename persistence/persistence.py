@@ -1,0 +1,116 @@
+"""Persistence: containers, images, sessions and kinds of an app's own on one Storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from kvstore.driver import Driver
+from kvstore.errors import ConfigError, UnsupportedOperation
+from kvstore.storage import Storage, create_storage
+from persistence.repair import RepairReport, repair
+from persistence.repositories import Containers, Images
+from persistence.repository import Records
+from persistence.sessions import Sessions
+from persistence.shape import INDEX, R, Shape
+
+
+class Persistence:
+    """What an agent runtime keeps. Made by `create_persistence` or `local_persistence`, used with `async with`.
+
+    Every call may raise an error under `kvstore.KVStoreError`: `InvalidKeyError` and `InvalidValueError` before a backend
+    is touched, `CorruptValueError`, `BackendError` for what a backend says, and the `RecordNotFoundError` and
+    `ConflictError` of this package.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        _check(storage, (INDEX, "heads", "messages", "containers", "images", "sessions"))
+        self._storage = storage
+        self.sessions = Sessions(storage)
+        self.images = Images(storage, self.sessions)
+        self.containers = Containers(storage, self.images, self.sessions)
+        self._own: dict[str, tuple[type[Any], Records[Any]]] = {}
+
+    def repository(self, type: type[R]) -> Records[R]:
+        """The repository of a record class of your own; see `Record`.
+
+        Raises `ConfigError` for a class whose `__kind__` does not fit it, or has the name of another's.
+        """
+        shape = Shape(type)
+        if shape.name in ("containers", "images", "sessions") or self._own.get(shape.name, (type,))[0] is not type:
+            raise ConfigError(f"there is another kind of records named {shape.name!r}")
+        if shape.name not in self._own:
+            _check(self._storage, (shape.name,))
+            self._own[shape.name] = (type, Records(self._storage, type))
+        return self._own[shape.name][1]
+
+    async def repair(self) -> RepairReport:
+        """Sweeps up what crashes left: index entries without their record or the other way round, half-written logs,
+        messages that are part of no log any more. Nothing that a reader sees changes but lists that lacked a record.
+
+        Others may read and write meanwhile; a fork or an import that is under way begins anew. If it is stopped itself, run it
+        again. It looks at every key, of the kinds that this instance has a repository for. What it does not do: mend or
+        remove what can't be read (see the report), remove images of no container, sessions of no image or messages of no
+        session, all of which are legal, or give back what was deleted.
+        """
+        own = [repository for _, repository in self._own.values()]
+        return await repair(self._storage, [self.containers, self.images, self.sessions, *own], self.sessions)
+
+    async def aclose(self) -> None:
+        """Closes the storage. Once more does nothing."""
+        await self._storage.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+
+def create_persistence(driver: str | Driver | Storage = "sqlite", /, **options: Any) -> Persistence:
+    """Persistence on one driver, or on a Storage with mounts of your own.
+
+    `driver` is named as for `kvstore.create_storage`: a name, a URL, an instance; `options` are the driver's. `"sqlite"`
+    without a `path` is the file `agentx.db` in the working directory. An instance of a driver or a Storage belongs to the
+    persistence from now on and is closed with it; to keep a Storage open, give `prefix_storage(storage, base)`.
+
+    A record and its entries in the lists change at one moment where they lie on one mount whose driver is `atomic`; else in
+    steps of which every one leaves a store that reads right. Raises `UnsupportedOperation` for a driver that is not
+    `conditional`, and `ConfigError` for an unknown option.
+    """
+    if isinstance(driver, Storage):
+        if options:
+            raise ConfigError(f"a storage that is made already takes no options ({', '.join(options)})")
+        return Persistence(driver)
+    if "ttl" in options:
+        raise ConfigError("records do not expire: a persistence has no option 'ttl'")
+    if driver == "sqlite":
+        options = {"path": "agentx.db"} | options
+    return Persistence(create_storage(driver, **options))
+
+
+def local_persistence(base: str | os.PathLike[str] = "~/.agentx", *, persistence: Persistence | None = None) -> Persistence:
+    """The persistence of a runtime on this machine: SQLite at `<base>/data/agentx.db`, or the one that is given instead.
+
+    The directories are created, readable by their owner only.
+    """
+    if persistence is not None:
+        return persistence
+    data = Path(base).expanduser() / "data"
+    for directory in (data.parent, data):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return create_persistence("sqlite", path=str(data / "agentx.db"))
+
+
+def _check(storage: Storage, bases: Iterable[str]) -> None:
+    for base in bases:
+        for mount in {*storage.get_mounts(base), storage.get_mount(f"{base}:x")}:
+            if not mount.capabilities.conditional:
+                raise UnsupportedOperation(
+                    "persistence needs a driver that holds conditions against other writers (capabilities.conditional)",
+                    operation="create_persistence",
+                    mount=mount.base,
+                    driver=mount.driver.name,
+                )

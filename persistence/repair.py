@@ -1,0 +1,96 @@
+"""Repair: what crashes leave behind, swept up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import msgspec
+
+from kvstore.errors import CorruptValueError
+from kvstore.storage import Storage
+from kvstore.values import MISSING
+from persistence.repository import Repository
+from persistence.sessions import Sessions
+from persistence.shape import INDEX
+from persistence.table import Table
+
+_PAGE = 500
+
+
+class RepairReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `repair` mended. With nothing in it, there was nothing to mend."""
+
+    added_entries: int
+    """Index entries that records lacked."""
+    removed_entries: int
+    """Index entries that no record calls for."""
+    mended_heads: int
+    """Logs that a fork, an import or a truncation was writing. If it crashed, it has to be done again."""
+    removed_messages: int
+    """Keys with messages that were cleared, cut off or deleted, or never came to be part of a log."""
+    unreadable: tuple[str, ...]
+    """Keys of records and logs that can't be read. They are left as they are."""
+
+
+async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sessions: Sessions) -> RepairReport:
+    """See `Persistence.repair`."""
+    added = removed = mended = 0
+    unreadable: dict[str, None] = {}
+    for repository in repositories:
+        table = repository.table
+        async for keys in _pages(storage, table.shape.name):
+            documents = await _documents(table, keys, unreadable)
+            wanted = {entry: key for key, document in documents.items() for entry in table.shape.entries(document)}
+            found = await storage.get_items(wanted, MISSING)
+            for key in {wanted[entry]: None for entry, mark in found.items() if mark is MISSING}:
+                added += await table.mend(key, documents[key])
+        async for entries in _pages(storage, f"{INDEX}:{table.shape.name}"):
+            marks = await storage.get_items(entries, MISSING)
+            documents = await _documents(table, {table.shape.entered(entry): None for entry in entries}, {})
+            for entry, mark in marks.items():
+                key = table.shape.entered(entry)
+                if key in documents and entry not in table.shape.entries(documents[key]):
+                    removed += await table.drop(key, {entry: mark})
+    async for keys in _pages(storage, "heads"):
+        for key in keys:
+            try:
+                mended += await sessions.mend_head(key.partition(":")[2])
+            except CorruptValueError:
+                unreadable[key] = None
+    return RepairReport(
+        added_entries=added,
+        removed_entries=removed,
+        mended_heads=mended,
+        removed_messages=await sessions.sweep(),
+        unreadable=tuple(unreadable),
+    )
+
+
+async def _pages(storage: Storage, base: str) -> AsyncIterator[list[str]]:
+    after = None
+    while keys := await storage.get_keys(base, limit=_PAGE, after=after):
+        yield keys
+        after = keys[-1]
+
+
+async def _documents(table: Table[Any], keys: Iterable[str], unreadable: dict[str, None]) -> dict[str, Any]:
+    """What is stored, `MISSING` where nothing is, without what can't be read."""
+    keys = list(keys)
+    try:
+        documents = await table.storage.get_items(keys, MISSING)
+    except CorruptValueError:  # one of them is not even JSON
+        documents = {}
+        for key in keys:
+            try:
+                documents[key] = await table.get(key)
+            except CorruptValueError:
+                unreadable[key] = None
+    for key, document in list(documents.items()):
+        try:
+            if document is not MISSING:
+                table.shape.record(key, document)
+        except CorruptValueError:
+            unreadable[key] = None
+            del documents[key]
+    return documents

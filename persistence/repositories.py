@@ -1,0 +1,70 @@
+"""The repositories of containers and images. That of sessions has a module of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvstore.storage import Storage
+from kvstore.values import MISSING, encode
+from persistence.records import Container, Image
+from persistence.repository import Page, Repository
+from persistence.sessions import Sessions
+
+
+class Images(Repository[Image]):
+    """Images. `delete(..., cascade=True)` takes their sessions, with the messages."""
+
+    def __init__(self, storage: Storage, sessions: Sessions) -> None:
+        super().__init__(storage, Image)
+        self._sessions = sessions
+
+    async def list(
+        self,
+        *,
+        container_id: str | None = None,
+        name: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page[Image]:
+        """Images newest first: all, a container's, those of a name, or both. `limit` None: the whole list.
+
+        Raises `InvalidValueError` for a bad limit or cursor.
+        """
+        return await self._page(limit, cursor, container_id=container_id, name=name)
+
+    async def update_metadata(self, image_id: str, metadata: dict[str, Any]) -> Image:
+        """Sets members of the image's metadata, and `updated_at`; a member that is `MISSING` is removed, the others stay.
+
+        Raises `RecordNotFoundError` where there is no image, and `InvalidValueError` for what is not JSON.
+        """
+        encode({member: value for member, value in metadata.items() if value is not MISSING})
+
+        def merged(image: Image) -> Image:
+            members = (image.metadata or {}) | metadata
+            image.metadata = {member: value for member, value in members.items() if value is not MISSING}
+            return image
+
+        return await self.update(image_id, merged)
+
+    async def _delete_below(self, record_id: str) -> None:
+        await self._sessions._delete_all(self._sessions.delete, image_id=record_id)
+
+
+class Containers(Repository[Container]):
+    """Containers. `delete(..., cascade=True)` takes their images and sessions, with the messages."""
+
+    def __init__(self, storage: Storage, images: Images, sessions: Sessions) -> None:
+        super().__init__(storage, Container)
+        self._images = images
+        self._sessions = sessions
+
+    async def list(self, *, limit: int | None = None, cursor: str | None = None) -> Page[Container]:
+        """Containers newest first. `limit` None: the whole list. Raises `InvalidValueError` for a bad limit or cursor."""
+        return await self._page(limit, cursor)
+
+    async def _delete_below(self, record_id: str) -> None:
+        async def delete_image(image_id: str) -> None:
+            await self._images.delete(image_id, cascade=True)
+
+        await self._images._delete_all(delete_image, container_id=record_id)
+        await self._sessions._delete_all(self._sessions.delete, container_id=record_id)

@@ -1,0 +1,139 @@
+"""Repository: the records of one kind, as an app sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from kvstore.errors import CorruptValueError, InvalidValueError
+from kvstore.storage import Storage
+from kvstore.values import MISSING, now_ms
+from persistence.errors import RecordNotFoundError
+from persistence.shape import R, Shape, created_at
+from persistence.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[R]):
+    """A part of a list."""
+
+    items: list[R]
+    """Newest first by `created_at`, then by id."""
+    cursor: str | None
+    """What to give `list` for the next page; None: there is none. A next page can turn out empty."""
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self.items)
+
+
+class Repository(Generic[R]):
+    """Keeps records of one class by their id: any text of at most 512 bytes once escaped, else `InvalidKeyError`.
+
+    Every change holds against every task, instance and process on the store. A stored record that does not fit its class
+    raises `CorruptValueError` and is left as it was. Records do not expire: a mount's default `ttl` is not theirs.
+    """
+
+    def __init__(self, storage: Storage, type: type[R]) -> None:
+        self.table = Table(storage, Shape(type))
+
+    async def save(self, record: R) -> R:
+        """Stores a record, whether or not there is one with its id. Returns it as stored, with the times filled in.
+
+        Raises `InvalidValueError`, before anything is touched, for what does not fit the class or is not JSON.
+        """
+        now = now_ms()
+        self.table.shape.document(record, createdAt=now, updatedAt=now)
+
+        def saved(old: Any) -> dict[str, Any]:
+            return self.table.shape.document(record, createdAt=created_at(old, now), updatedAt=now)
+
+        return await self._change(getattr(record, self.table.shape.id_field), saved)
+
+    async def get(self, record_id: str) -> R | None:
+        """The record, None where there is none."""
+        key = self.table.shape.key(record_id)
+        document = await self.table.get(key)
+        return None if document is MISSING else self.table.shape.record(key, document)
+
+    async def exists(self, record_id: str) -> bool:
+        """Whether there is a record."""
+        return await self.table.storage.has_item(self.table.shape.key(record_id))
+
+    async def update(self, record_id: str, change: Callable[[R], R]) -> R:
+        """Stores what `change` makes of the stored record, and `updated_at`. Returns it as stored.
+
+        No other writer comes in between: where one was faster, `change` runs again on what it wrote. It may change the
+        record that it is given and return that. Raises `RecordNotFoundError` where there is none.
+        """
+        key = self.table.shape.key(record_id)
+
+        def changed(old: Any) -> dict[str, Any]:
+            if old is MISSING:
+                raise self._not_found("update", record_id)
+            record = change(self.table.shape.record(key, old))
+            now = now_ms()
+            document = self.table.shape.document(record, createdAt=created_at(old, now), updatedAt=now) | {"updatedAt": now}
+            if self.table.shape.key(getattr(record, self.table.shape.id_field)) != key:
+                raise InvalidValueError("a record keeps its id", operation="update", key=key)
+            return document
+
+        return await self._change(record_id, changed)
+
+    async def delete(self, record_id: str, *, cascade: bool = False) -> bool:
+        """Removes a record, with `cascade` what belongs to it too. False: there was none."""
+        key = self.table.shape.key(record_id)
+        if cascade:
+            await self._delete_below(record_id)
+        found = await self._delete(key)
+        if cascade:  # what came in the meantime
+            await self._delete_below(record_id)
+        return found
+
+    async def _delete(self, key: str) -> bool:
+        while True:
+            try:
+                old = await self.table.get(key)
+            except CorruptValueError:  # not even JSON; its entries are not known, so repair takes them
+                return await self.table.storage.remove_item(key)
+            if old is MISSING or await self.table.swap(key, old, MISSING):
+                return old is not MISSING
+
+    async def _delete_below(self, record_id: str) -> None:
+        """Deletes what belongs to a record."""
+
+    async def _change(self, record_id: str, make: Callable[[Any], dict[str, Any]]) -> R:
+        key = self.table.shape.key(record_id)
+        entered: dict[str, object] = {}
+        async with self.table.lock(key):
+            while True:
+                old = await self.table.get(key)
+                new = make(old)
+                if await self.table.swap(key, old, new, entered=entered):
+                    return self.table.shape.record(key, new)
+
+    def _not_found(self, operation: str, record_id: str) -> RecordNotFoundError:
+        shape = self.table.shape
+        return RecordNotFoundError(f"{shape.name} have no {record_id!r}", operation=operation, key=shape.key(record_id))
+
+    async def _page(self, limit: int | None, cursor: str | None, **filters: str | None) -> Page[R]:
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise InvalidValueError(f"limit is a whole number from 1 on, not {limit!r}", operation="list")
+        return Page(*await self.table.page(self.table.shape.filters(filters), limit, cursor))
+
+    async def _delete_all(self, delete: Callable[[str], Any], **filters: str) -> None:
+        """Deletes the records of a list, until there are none."""
+        while page := (await self._page(100, None, **filters)).items:
+            for record in page:
+                await delete(getattr(record, self.table.shape.id_field))
+
+
+class Records(Repository[R]):
+    """The repository of a record class of an app's own. Made by `Persistence.repository`."""
+
+    async def list(self, *, limit: int | None = None, cursor: str | None = None, **filters: str | None) -> Page[R]:
+        """Records newest first: all, or those whose indexed fields are as `filters` say; None is no filter.
+
+        `limit` None: the whole list. Raises `InvalidValueError` for a field that has no index, a bad limit or cursor.
+        """
+        return await self._page(limit, cursor, **filters)

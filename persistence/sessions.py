@@ -1,0 +1,199 @@
+"""Sessions and their messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import orjson
+
+from kvstore.errors import CorruptValueError, InvalidValueError
+from kvstore.storage import Storage
+from kvstore.values import MISSING, now_ms
+from persistence.errors import ConflictError
+from persistence.head import Entry, Head, head_key
+from persistence.log import MessageLog
+from persistence.messages import Message, encode_message
+from persistence.records import AT_SAVE, Session
+from persistence.repository import Page, Repository
+from persistence.shape import id_segment
+
+
+class Sessions(Repository[Session]):
+    """Sessions with their messages. A log of messages needs no session record; deleting the session takes it.
+
+    Messages are numbered by their position from 0. What an append returned for is stored, once, in the order in which each
+    task made its calls; calls that are made together without waiting keep their order too.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage, Session)
+        self._log = MessageLog(storage)
+
+    # Messages
+
+    async def add_message(self, session_id: str, message: Message) -> int:
+        """Appends a message: any JSON object whose `id` is text. Returns its position.
+
+        Raises `InvalidValueError`, before anything is touched, for what is no such object.
+        """
+        return await self._log.appender.append(id_segment(session_id), (message,))
+
+    async def add_messages(self, session_id: str, messages: Sequence[Message], *, expected_count: int | None = None) -> int:
+        """Appends messages, such as a tool call and its result, together or not at all. Returns the position of the first.
+
+        With `expected_count` only if the session has so many messages, else `ConflictError`. No messages: nothing is stored
+        and the count returned.
+        """
+        return await self._log.appender.append(id_segment(session_id), messages, _count("expected_count", expected_count))
+
+    async def get_messages(
+        self, session_id: str, *, last: int | None = None, start: int = 0, limit: int | None = None
+    ) -> list[Message]:
+        """The messages as they came, in order: all, the `last` ones, or those from position `start` on, at most `limit`.
+
+        What it costs goes by what is returned, not by the length of the log. No session: no messages.
+        """
+        if _count("last", last) is not None and (start, limit) != (0, None):
+            raise InvalidValueError("messages are asked for either by last, or by start and limit", operation="get_messages")
+        _count("start", start), _count("limit", limit)
+        return await self._log.read(id_segment(session_id), start, last, limit)
+
+    async def count_messages(self, session_id: str) -> int:
+        """How many messages there are."""
+        tail, _ = await self._log.reader.end(id_segment(session_id))
+        return tail.messages
+
+    async def clear_messages(self, session_id: str) -> int:
+        """Removes all messages at one moment. Returns how many there were."""
+        return await self._log.clear(id_segment(session_id))
+
+    async def truncate_after(self, session_id: str, message_id: str) -> int:
+        """Removes what follows a message (the last one with this id) at one moment. Returns how many went.
+
+        Raises `RecordNotFoundError` where there is no such message; nothing is changed then.
+        """
+        return await self._log.truncate(id_segment(session_id), message_id)
+
+    async def write_messages(self, session_id: str, messages: Sequence[Message]) -> None:
+        """Stores a whole log, for imports: readers see all of it or nothing, however long it is.
+
+        Raises `ConflictError` where there are messages already, and `InvalidValueError` before anything is touched.
+        """
+        entries = [Entry(at, [orjson.Fragment(encode_message(message))]) for at, message in enumerate(messages)]
+        await self._log.write(id_segment(session_id), entries)
+
+    # Sessions
+
+    async def list(
+        self,
+        *,
+        container_id: str | None = None,
+        image_id: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page[Session]:
+        """Sessions newest first: all, a container's, an image's, or both. `limit` None: the whole list.
+
+        Raises `InvalidValueError` for a bad limit or cursor.
+        """
+        return await self._page(limit, cursor, container_id=container_id, image_id=image_id)
+
+    async def delete(self, record_id: str, *, cascade: bool = False) -> bool:
+        """Removes a session and, `cascade` or not, its messages. False: there was neither.
+
+        Where it can't be one commit, the messages go first: what a crash leaves is a session without messages, and never
+        messages without the session.
+        """
+        session, key = id_segment(record_id), self.table.shape.key(record_id)
+        storage, found = self.table.storage, False
+        while True:
+            head = await storage.get_item(head_key(session), MISSING)
+            try:
+                old = await self.table.get(key)
+            except CorruptValueError:  # not even JSON
+                old, found = MISSING, await storage.remove_item(key)
+            found = found or old is not MISSING or head is not MISSING
+            if await self.table.swap(key, old, MISSING, {head_key(session): (head, MISSING)}):
+                return await self._log.sweep(session) > 0 or found
+
+    async def fork(
+        self,
+        source_id: str,
+        new_id: str,
+        *,
+        image_id: str | None = None,
+        container_id: str | None = None,
+        through: str | None = None,
+    ) -> Session:
+        """Copies a session with its messages, up to and with the message `through` (None: all). Returns the new session.
+
+        It belongs to the source's image and container unless others are given. Raises `RecordNotFoundError` where there is
+        no such session or message, and `ConflictError` where there is a session or a log `new_id` already.
+        """
+        session, key = id_segment(new_id), self.table.shape.key(new_id)
+        source = await self.get(source_id)
+        if source is None:
+            raise self._not_found("fork", source_id)
+        record = msgspec.structs.replace(
+            source,
+            session_id=new_id,
+            image_id=source.image_id if image_id is None else image_id,
+            container_id=source.container_id if container_id is None else container_id,
+            created_at=AT_SAVE,
+            updated_at=AT_SAVE,
+        )
+        now = now_ms()
+        document = self.table.shape.document(record, createdAt=now, updatedAt=now)
+        entries = await self._log.through(id_segment(source_id), through)
+        while True:
+            if await self.exists(new_id):
+                raise ConflictError(f"there is a session {new_id!r} already", operation="fork", key=key)
+            if await self._fork(session, key, document, entries):
+                return self.table.shape.record(key, document)
+
+    async def _fork(self, session: str, key: str, document: dict[str, Any], entries: Sequence[Entry]) -> bool:
+        """Publishes log and record. False: others were faster.
+
+        Where that can't be one commit the log comes first, marked as staged until there is a record, so that `repair` knows
+        what a crash left.
+        """
+        log = self._log
+        if not entries:
+            head = (await log.new_head(session)).value
+            return await self.table.swap(key, MISSING, document, {head_key(session): (head, head)})
+        staged = await log.stage(session, await log.new_head(session), entries)
+        if staged is None:
+            return False
+        generation = staged.staged[-1]
+        published = msgspec.structs.replace(staged, generation=generation)
+        if not await self.table.swap(key, MISSING, document, {head_key(session): (staged.value, published.value)}):
+            await log.withdraw(session, generation)
+            return False
+        if not await log.settle(session, generation):  # a repair that came before the record took it for a crash's leftovers
+            await log.write(session, entries)
+        return True
+
+    async def sweep(self) -> int:
+        """Removes what is part of no log any more. Returns how many keys."""
+        return await self._log.sweep()
+
+    async def mend_head(self, session: str) -> bool:
+        """Takes the marks of those who were writing a log whole off it. They begin anew, unless they crashed.
+
+        False: there are none.
+        """
+        log = self._log
+        head = then = await log.reader.head(session)
+        for generation in head.staged:
+            then = then.unstaged(generation)
+            if head.published(generation) and not await self.table.storage.has_item(f"{self.table.shape.name}:{session}"):
+                then = Head()
+        return head != then and await log.exchange(session, head, then)
+
+
+def _count(name: str, count: int | None) -> int | None:
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+        raise InvalidValueError(f"{name} is a whole number from 0 on, not {count!r}")
+    return count

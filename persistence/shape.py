@@ -1,0 +1,151 @@
+"""Shape: what a record class says of its JSON, its keys and its entries in the indexes.
+
+An index entry is a key that says it all, `index:<kind>:<member>:<token of its value>:<createdAt>:<id>`, and one without a
+token, under `createdAt`, is in the list of all records. So a list is a range of keys, and whether an entry is right can be
+seen from the record that it names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from kvstore.errors import ConfigError, CorruptValueError, InvalidKeyError, InvalidValueError
+from kvstore.keys import escape_segment
+from kvstore.values import decode, encode
+from persistence.records import AT_SAVE, Kind, Record
+
+R = TypeVar("R", bound=Record)
+
+MAX_ID_BYTES = 512
+MAX_TIME = 2**53
+INDEX = "index"
+
+_MAX_TOKEN_BYTES = 64
+_TIMES = ("createdAt", "updatedAt")
+_RESERVED = (INDEX, "heads", "messages")
+
+
+class Shape(Generic[R]):
+    """Of one record class. Raises `ConfigError` for a `__kind__` that does not fit the class."""
+
+    def __init__(self, type: type[R]) -> None:
+        kind = getattr(type, "__kind__", None)
+        if not isinstance(kind, Kind):
+            raise ConfigError(f"{type.__name__} has no __kind__; see Record")
+        self.type = type
+        self.name = kind.name
+        self.id_field = kind.id
+        # The JSON's names by the fields'. That of `extra` is no member: what it holds are members.
+        fields = [field for field in msgspec.structs.fields(type) if field.name != "extra"]
+        self._members = {field.name: field.encode_name for field in fields}
+        self._left_out = {field.encode_name for field in fields if field.default is None}
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", kind.name) or kind.name in _RESERVED:
+            raise ConfigError(f"a kind has a plain word for its name, not {kind.name!r}, and none of {', '.join(_RESERVED)}")
+        for field in (kind.id, *kind.indexes):
+            if field not in self._members or field in ("created_at", "updated_at"):
+                raise ConfigError(f"{type.__name__} has no field {field!r} to be found by")
+        self.indexes = {field: self._members[field] for field in kind.indexes}
+
+    # Keys
+
+    def key(self, record_id: str) -> str:
+        """The key of a record. Raises `InvalidKeyError` for an id that is not text or too long."""
+        return f"{self.name}:{id_segment(record_id)}"
+
+    def entries(self, document: Any) -> set[str]:
+        """The index entries that a stored value calls for; none for what is no record, or `MISSING`."""
+        if not isinstance(document, dict):
+            return set()
+        record_id = document.get(self._members[self.id_field])
+        if not isinstance(record_id, str):
+            return set()
+        place = f"{created_at(document, 0):016d}:{escape_segment(record_id)}"
+        values = [(member, document.get(member)) for member in self.indexes.values()]
+        bases = [self.base(), *(self.base(member, value) for member, value in values if isinstance(value, str))]
+        return {f"{base}:{place}" for base in bases}
+
+    def base(self, member: str = "createdAt", value: str | None = None) -> str:
+        """What the entries of a list start with: all records, or those with `value`."""
+        return f"{INDEX}:{self.name}:{member}" + ("" if value is None else f":{token(value)}")
+
+    def entered(self, entry: str) -> str:
+        """The key of the record that an entry names."""
+        return f"{self.name}:{entry.rpartition(':')[2]}"
+
+    def filters(self, given: Mapping[str, str | None]) -> dict[str, str]:
+        """What is asked for by JSON member, in the order of the indexes. Raises `InvalidValueError` for what has no index."""
+        for field, value in given.items():
+            if field not in self.indexes:
+                close = difflib.get_close_matches(field, self.indexes, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(self.indexes) or 'none'}"
+                raise InvalidValueError(f"{self.name} have no list by {field!r}{hint}", operation="list")
+            if value is not None and not isinstance(value, str):
+                raise InvalidValueError(f"{field} is text, not {value!r}", operation="list")
+        return {member: value for field, member in self.indexes.items() if (value := given.get(field)) is not None}
+
+    # JSON
+
+    def document(self, record: R, **times: int) -> dict[str, Any]:
+        """The JSON of a record, of its own, with those of `times` that are left out. Raises `InvalidValueError`."""
+        if not isinstance(record, self.type):
+            raise InvalidValueError(f"{self.name} keep {self.type.__name__}, not {type(record).__name__}", operation="save")
+        members = {member: getattr(record, field) for field, member in self._members.items()}
+        if not isinstance(record.extra, dict) or not members.keys().isdisjoint(record.extra):
+            raise InvalidValueError("extra is a JSON object of members that have no field", operation="save")
+        for time in _TIMES:
+            if members[time] == AT_SAVE:
+                members[time] = times[time]
+        known = {member: value for member, value in members.items() if value is not None or member not in self._left_out}
+        document: dict[str, Any] = decode(encode(known | record.extra))
+        try:
+            self.record(self.key(getattr(record, self.id_field)), document)
+        except CorruptValueError as error:
+            raise InvalidValueError(f"this is no {self.type.__name__}: {error.__cause__}", operation="save") from error
+        if not all(type(members[time]) is int and 0 <= members[time] <= MAX_TIME for time in _TIMES):
+            raise InvalidValueError("times are milliseconds since 1970, from 0 to 2**53", operation="save")
+        return document
+
+    def record(self, key: str, document: Any) -> R:
+        """The record that is stored. Raises `CorruptValueError`, which names the key."""
+        try:
+            members = set(self._members.values())
+            known = {member: value for member, value in document.items() if member in members}
+            record = msgspec.convert(known, self.type)
+        except (msgspec.ValidationError, AttributeError) as error:
+            raise CorruptValueError(f"what is stored is no {self.type.__name__}: {error}", key=key) from error
+        if self.key(getattr(record, self.id_field)) != key:
+            raise CorruptValueError(f"the {self.type.__name__} that is stored has another id", key=key)
+        record.extra = {member: value for member, value in document.items() if member not in members}
+        return record
+
+
+def created_at(document: Any, default: int) -> int:
+    """When a stored record was created; `default` for what is no record, or does not say."""
+    time = document.get("createdAt") if isinstance(document, dict) else None
+    return time if isinstance(time, int) and 0 <= time <= MAX_TIME else default
+
+
+def id_segment(record_id: str) -> str:
+    """An id as one segment of a key. Raises `InvalidKeyError` for what is not text or too long."""
+    segment = escape_segment(record_id)
+    size = len(segment.encode())
+    if size > MAX_ID_BYTES:
+        raise InvalidKeyError(f"an id has at most {MAX_ID_BYTES} bytes once escaped, not {size:,}", key=record_id)
+    return segment
+
+
+def token(text: str) -> str:
+    """A text of any length as a short segment. Long ones are hashed; who reads an entry looks at its record anyway."""
+    try:
+        segment = escape_segment(text)
+    except InvalidKeyError as error:
+        raise InvalidValueError(f"{text!r} is not JSON: it holds a lone surrogate") from error
+    if len(segment.encode()) <= _MAX_TOKEN_BYTES:
+        return segment
+    return f"%~{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"  # `%~` is in no escaped segment

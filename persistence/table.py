@@ -1,0 +1,161 @@
+"""Table: records of one kind and their index entries, changed together.
+
+On a driver that is atomic a change is one commit. On others the order of the steps, and marks in the entries, see to it
+that at any moment every record is in each list that it belongs to; an entry too many does no harm, for readers look at
+the record before they believe it:
+
+- New entries are written, then the record is exchanged if it is as it was read, then the entries that it left are removed.
+- An entry holds a mark of who wrote it last, and is removed only with the mark that was read before the record changed.
+  Whoever wants it back has to write it after that change, so with another mark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from secrets import token_hex
+from typing import Any, Generic
+from weakref import WeakValueDictionary
+
+from kvstore.errors import InvalidKeyError, InvalidValueError
+from kvstore.keys import unescape_segment
+from kvstore.storage import Storage
+from kvstore.values import MISSING, NEVER
+from persistence.shape import R, Shape, id_segment
+
+_PAGE = 1000
+
+Also = Mapping[str, tuple[object, object]]
+"""Other keys that change with a record: what is there, and what shall be."""
+
+
+class Table(Generic[R]):
+    """Values are JSON documents here, `MISSING` where there is none."""
+
+    def __init__(self, storage: Storage, shape: Shape[R]) -> None:
+        self.storage = storage
+        self.shape = shape
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock(self, key: str) -> AbstractAsyncContextManager[None]:
+        """Tasks of this process that change one record take turns, rather than undo each other's attempts."""
+        return self._locks.setdefault(key, asyncio.Lock())
+
+    async def get(self, key: str) -> Any:
+        return await self.storage.get_item(key, MISSING)
+
+    async def swap(
+        self, key: str, old: object, new: object, also: Also | None = None, entered: dict[str, object] | None = None
+    ) -> bool:
+        """Exchanges a record that is `old`. False: it is not, or one of `also` is not, and no record changed.
+
+        Who tries again gives the same `entered`, so that entries of an attempt that failed go if they are not called for.
+        """
+        storage, also, entered = self.storage, also or {}, {} if entered is None else entered
+        before, after = self.shape.entries(old), self.shape.entries(new)
+        fresh, gone = after - before, before - after
+        if one_commit(storage, [key, *fresh, *gone, *also]):
+            changes = dict.fromkeys(fresh, None) | {key: new} | {other: then for other, (_, then) in also.items()}
+            expect = {key: old} | {other: now for other, (now, _) in also.items()}
+            items = {changed: value for changed, value in changes.items() if value is not MISSING}
+            return await storage.commit(items, [*gone, *(changes.keys() - items.keys())], expect, NEVER)
+        for other, (now, then) in also.items():
+            if not await storage.compare_and_set(other, now, then, NEVER):
+                return False
+        marks = await storage.get_items(gone, MISSING)
+        entered |= dict.fromkeys(fresh, await self._enter(fresh))
+        if not await storage.compare_and_set(key, old, new, NEVER):
+            return False
+        if fresh:  # a repair may have taken one away that the record did not call for yet
+            await self.mend(key, new)
+        await self._drop(key, {entry: mark for entry, mark in (entered | marks).items() if entry not in after})
+        return True
+
+    async def mend(self, key: str, document: object) -> int:
+        """Adds the entries that a record lacks. Returns how many."""
+        found = await self.storage.get_items(self.shape.entries(document), MISSING)
+        lacking = [entry for entry, value in found.items() if value is MISSING]
+        if not lacking:
+            return 0
+        if one_commit(self.storage, [key, *lacking]):
+            done = await self.storage.commit(dict.fromkeys(lacking), expect={key: document}, ttl=NEVER)
+            return len(lacking) if done else 0
+        mark = await self._enter(lacking)
+        await self.drop(key, dict.fromkeys(lacking, mark))  # those that it does not call for any more
+        return len(lacking)
+
+    async def drop(self, key: str, marks: Mapping[str, object]) -> int:
+        """Removes the entries that the record does not call for and that hold these marks. Returns how many."""
+        document = await self.get(key)
+        stale = marks.keys() - self.shape.entries(document)
+        if not stale:
+            return 0
+        if one_commit(self.storage, [key, *stale]):
+            done = await self.storage.commit({}, stale, {key: document}, NEVER)
+            return len(stale) if done else 0
+        return await self._drop(key, {entry: marks[entry] for entry in stale})
+
+    async def _enter(self, entries: Collection[str]) -> str:
+        mark = token_hex(8)
+        if entries:
+            await self.storage.set_items(dict.fromkeys(entries, mark), NEVER)
+        return mark
+
+    async def _drop(self, key: str, marks: Mapping[str, object]) -> int:
+        cas = self.storage.compare_and_set
+        removed = {entry for entry, mark in marks.items() if mark is not MISSING and await cas(entry, mark, MISSING)}
+        if removed:
+            again = removed & self.shape.entries(await self.get(key))
+            if again:
+                await self.drop(key, dict.fromkeys(again, await self._enter(again)))
+            removed -= again
+        return len(removed)
+
+    # Listing
+
+    async def page(self, filters: Mapping[str, str], limit: int | None, cursor: str | None) -> tuple[list[R], str | None]:
+        """Records with these members, newest first, and where to go on. Two round trips, more where entries are stale."""
+        base = next((self.shape.base(member, value) for member, value in filters.items()), self.shape.base())
+        after = None if cursor is None else f"{base}:{decode_cursor(cursor)}"
+        found: list[R] = []
+        size = _PAGE if limit is None else min(limit + 1, _PAGE)
+        while True:
+            entries = await self.storage.get_keys(base, limit=size, after=after, reverse=True)
+            documents = await self.storage.get_items(map(self.shape.entered, entries), MISSING)
+            for place, entry in enumerate(entries):
+                key = self.shape.entered(entry)
+                if self._belongs(entry, documents[key], filters):
+                    found.append(self.shape.record(key, documents[key]))
+                if len(found) == limit and (place + 1 < len(entries) or len(entries) == size):
+                    return found, encode_cursor(entry)
+            if len(entries) < size:
+                return found, None
+            after, size = entries[-1], min(2 * size, _PAGE)
+
+    def _belongs(self, entry: str, document: Any, filters: Mapping[str, str]) -> bool:
+        return entry in self.shape.entries(document) and all(document[member] == value for member, value in filters.items())
+
+
+def one_commit(storage: Storage, keys: Iterable[str]) -> bool:
+    """Whether these keys can change in one commit: they lie on one mount, whose driver is atomic."""
+    mounts = set(map(storage.get_mount, keys))
+    return len(mounts) == 1 and mounts.pop().capabilities.atomic
+
+
+def encode_cursor(entry: str) -> str:
+    """Where in any list an entry stands, as opaque text."""
+    return base64.urlsafe_b64encode(":".join(entry.split(":")[-2:]).encode()).decode()
+
+
+def decode_cursor(cursor: str) -> str:
+    try:
+        place = base64.b64decode(cursor, b"-_", validate=True).decode()
+        created_at, _, segment = place.partition(":")
+        if re.fullmatch("[0-9]{16}", created_at) and id_segment(unescape_segment(segment)):
+            return place
+    except (TypeError, ValueError, InvalidKeyError):
+        pass
+    raise InvalidValueError(f"this is no cursor of a page: {cursor!r}", operation="list")

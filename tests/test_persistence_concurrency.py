@@ -1,0 +1,297 @@
+"""Many tasks, instances and processes on one session: nothing lost, doubled or reordered per writer (P4)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from persistence_helpers import KINDS, Store, Wrapped, assert_clean, ids, message, run, session
+
+from kvstore import BackendError, BackendUnavailable, ClosedError, Expect, Write
+from persistence import ConflictError, Persistence
+
+
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(request.param, tmp_path)
+
+
+async def write(persistence: Persistence, writer: str, count: int, positions: dict[str, int] | None = None) -> None:
+    for number in range(count):
+        position = await persistence.sessions.add_message("s1", message(f"{writer}-{number}"))
+        if positions is not None:
+            positions[f"{writer}-{number}"] = position
+
+
+def assert_in_order(found: Sequence[str], writers: Sequence[str], count: int) -> None:
+    assert len(found) == len(set(found)) == len(writers) * count
+    for writer in writers:
+        its = [name for name in found if name.startswith(f"{writer}-")]
+        assert its == [f"{writer}-{number}" for number in range(count)]
+
+
+def test_P4_64_tasks_on_one_session(store: Store) -> None:
+    async def main() -> None:
+        async with store.open() as persistence:
+            positions: dict[str, int] = {}
+            await asyncio.gather(*(write(persistence, f"t{task}", 3, positions) for task in range(64)))
+            found = ids(await persistence.sessions.get_messages("s1"))
+            assert_in_order(found, [f"t{task}" for task in range(64)], 3)
+            assert {name: place for place, name in enumerate(found)} == positions
+
+    run(main())
+
+
+def test_P4_calls_of_one_task_that_it_does_not_wait_for_keep_their_order(store: Store) -> None:
+    async def main() -> None:
+        async with store.open() as persistence:
+            add = persistence.sessions.add_messages
+            calls = [add("s1", [message(f"{n}a"), message(f"{n}b")], expected_count=10 if n == 5 else None) for n in range(40)]
+            assert await asyncio.gather(*calls) == list(range(0, 80, 2))
+            found = ids(await persistence.sessions.get_messages("s1"))
+            assert found == [f"{n}{part}" for n in range(40) for part in "ab"]
+
+    run(main())
+
+
+def test_P4_three_instances_with_many_tasks_each_on_one_session(store: Store) -> None:
+    async def main() -> None:
+        async with store.open() as one, store.open() as two, store.open() as three:
+            instances = {"a": one, "b": two, "c": three}
+            positions: dict[str, int] = {}
+            writers = [f"{name}{task}" for name in instances for task in range(6)]
+            await asyncio.gather(*(write(instances[writer[0]], writer, 8, positions) for writer in writers))
+            for persistence in instances.values():
+                found = ids(await persistence.sessions.get_messages("s1"))
+                assert_in_order(found, writers, 8)
+                assert {name: place for place, name in enumerate(found)} == positions
+                assert await persistence.sessions.count_messages("s1") == len(found)
+        await assert_clean(store)
+
+    run(main())
+
+
+def test_P4_truncating_and_clearing_under_writers_takes_nothing_but_what_it_says(store: Store) -> None:
+    run(cut_under_writers(store.open, random.Random(7)))
+    run(assert_clean(store))
+
+
+async def cut_under_writers(open: Callable[[], Persistence], dice: random.Random) -> None:
+    """An acknowledged message is at its position, or behind a cut that ended after its append began. None comes twice."""
+    async with open() as one, open() as two, open() as three:
+        began: dict[str, int] = {}
+        positions: dict[str, int] = {}
+        cuts: list[tuple[int, int]] = []  # when each ended, and the position behind which all is gone
+        clock = itertools.count()
+
+        async def write(persistence: Persistence, writer: str, count: int) -> None:
+            for number in range(count):
+                names = [f"{writer}-{number}{part}" for part in "ab"[: dice.choice((1, 1, 2))]]
+                began.update(dict.fromkeys(names, next(clock)))
+                position = await persistence.sessions.add_messages("s1", [message(name) for name in names])
+                positions.update({name: position + n for n, name in enumerate(names)})
+
+        async def cut() -> None:
+            for turn in range(16):
+                await asyncio.sleep(0)
+                before = ids(await three.sessions.get_messages("s1"))
+                if turn % 6 == 5:
+                    await three.sessions.clear_messages("s1")
+                    cuts.append((next(clock), -1))
+                elif before:
+                    place = dice.randrange(max(0, len(before) - 8), len(before))
+                    await three.sessions.truncate_after("s1", before[place])
+                    cuts.append((next(clock), place))
+                    after = ids(await three.sessions.get_messages("s1"))
+                    assert after[: place + 1] == before[: place + 1], "what stands before a cut stays"
+                if turn % 5 == 0:
+                    await one.repair()
+
+        writers = {f"{name}{task}": persistence for name, persistence in (("a", one), ("b", two)) for task in range(3)}
+        await asyncio.gather(cut(), *(write(persistence, writer, 12) for writer, persistence in writers.items()))
+        await asyncio.gather(*(write(persistence, f"{writer}end", 3) for writer, persistence in writers.items()))
+        found = ids(await one.sessions.get_messages("s1"))
+        assert len(found) == len(set(found))
+        there = {name: place for place, name in enumerate(found)}
+        for name, position in positions.items():
+            if name in there:
+                assert there[name] == position
+            else:
+                assert any(end > began[name] and behind < position for end, behind in cuts), f"{name} is lost"
+        for writer in writers:
+            its = [int(name[:-1].rpartition("-")[2]) for name in found if name.startswith(f"{writer}-")]
+            assert its == sorted(its)
+        for instance in (two, three):
+            assert ids(await instance.sessions.get_messages("s1")) == found
+            assert ids(await instance.sessions.get_messages("s1", last=7)) == found[-7:]
+            assert await instance.sessions.count_messages("s1") == len(found)
+
+
+def test_forks_and_repairs_at_once_leave_whole_logs(store: Store) -> None:
+    async def main() -> None:
+        async with store.open() as one, store.open() as two:
+            await one.sessions.save(session("s1"))
+            await one.sessions.write_messages("s1", [message(f"m{number}") for number in range(30)])
+
+            async def forks(persistence: Persistence, name: str) -> None:
+                for number in range(3):
+                    await persistence.sessions.fork("s1", f"{name}{number}", through="m19")
+                    found = ids(await persistence.sessions.get_messages(f"{name}{number}"))
+                    assert found == [f"m{number}" for number in range(20)]
+
+            async def repairs() -> None:
+                while not all(task.done() for task in forking):
+                    await two.repair()
+                    await asyncio.sleep(0)
+
+            forking = [asyncio.create_task(forks(p, name)) for p, name in ((one, "a"), (two, "b"), (one, "c"))]
+            await asyncio.gather(*forking, repairs())
+            twice = [one.sessions.fork("s1", "d"), two.sessions.fork("s1", "d"), two.sessions.fork("s1", "d")]
+            outcomes = await asyncio.gather(*twice, return_exceptions=True)
+            assert sum(isinstance(outcome, ConflictError) for outcome in outcomes) == 2, outcomes
+            assert await one.sessions.count_messages("d") == 30
+        await assert_clean(store)
+
+    run(main())
+
+
+def test_a_cancelled_append_harms_no_other(store: Store) -> None:
+    async def main() -> None:
+        async with store.open() as persistence:
+            calls = [asyncio.create_task(persistence.sessions.add_message("s1", message(f"m{number}"))) for number in range(30)]
+            await asyncio.sleep(0)
+            for call in calls[::3]:
+                call.cancel()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            found = ids(await persistence.sessions.get_messages("s1"))
+            assert len(found) == len(set(found))
+            for number, outcome in enumerate(outcomes):
+                if isinstance(outcome, int):
+                    assert found[outcome] == f"m{number}"
+                else:
+                    assert isinstance(outcome, asyncio.CancelledError)
+            assert await persistence.sessions.add_message("s1", message("next")) == len(found)
+
+    run(main())
+
+
+class Picky(Wrapped):
+    """Refuses what holds the word, as a backend does a value that is too large, and is away when told to be."""
+
+    away = False
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        await asyncio.sleep(0)
+        if self.away:
+            raise BackendUnavailable("away")
+        if any(b"too large" in (data or b"") for _, data, _ in writes):
+            raise BackendError("too large")
+        return await super().write(writes, expect)
+
+
+def test_a_message_that_the_backend_refuses_fails_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        driver = Picky(Store("memory", tmp_path).driver())
+        async with Store("memory", tmp_path).open(lambda _: driver) as persistence:
+            add = persistence.sessions.add_message
+            given = [message(f"m{number}", content="too large" if number in (0, 5) else "") for number in range(9)]
+            outcomes = await asyncio.gather(*(add("s1", one) for one in given), return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [BackendError, *[int] * 4, BackendError, *[int] * 3]
+            assert ids(await persistence.sessions.get_messages("s1")) == ["m1", "m2", "m3", "m4", "m6", "m7", "m8"]
+            driver.away = True
+            outcomes = await asyncio.gather(*(add("s1", message(f"x{n}")) for n in range(5)), return_exceptions=True)
+            assert all(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
+            driver.away = False
+            assert await add("s1", message("back")) == 7
+
+    run(main())
+
+
+def test_appends_that_wait_when_it_is_closed_are_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        persistence = Store("memory", tmp_path).open(Picky)
+        calls = [asyncio.create_task(persistence.sessions.add_message("s1", message(f"m{n}"))) for n in range(5)]
+        await asyncio.sleep(0)
+        await persistence.aclose()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert outcomes[0] == 0 or isinstance(outcomes[0], ClosedError)
+        assert all(isinstance(outcome, ClosedError) for outcome in outcomes[1:])
+
+    run(main())
+
+
+def test_memory_does_not_grow_with_the_sessions_that_were_used(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Store("memory", tmp_path).open() as persistence:
+            for number in range(1500):
+                await persistence.sessions.add_message(f"s{number}", message("m"))
+            log = persistence.sessions._log
+            assert not log.appender._waiting
+            assert not log.appender._tasks
+            assert len(log.reader._tails) <= 1024
+            assert await persistence.sessions.add_message("s0", message("m")) == 1
+
+    run(main())
+
+
+def test_an_instance_is_used_from_several_event_loops_in_turn(store: Store) -> None:
+    persistence = store.open()
+
+    async def add(expected: int) -> None:
+        calls = [persistence.sessions.add_message("s1", message(f"{expected}-{n}")) for n in range(3)]
+        assert await asyncio.gather(*calls) == [expected, expected + 1, expected + 2]
+
+    for turn in range(3):
+        run(add(turn * 3))
+    run(persistence.aclose())
+
+
+WRITER = """
+import asyncio, sys
+sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from persistence_helpers import Store, message
+
+async def main():
+    async with Store({kind!r}, Path({path!r})).open() as persistence:
+        sys.stdout.write("ready\\n"); sys.stdout.flush()
+        sys.stdin.readline()
+        for number in range(200):
+            await persistence.sessions.add_message("s1", message(f"{name}-{{number}}"))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind in ("sqlite", "fs")])
+def test_P4_four_processes_with_200_messages_each_on_one_session(kind: str, tmp_path: Path) -> None:
+    tests = str(Path(__file__).parent)
+    processes = []
+    for name in "abcd":
+        code = WRITER.format(tests=tests, kind=kind, path=str(tmp_path), name=name)
+        command = [sys.executable, "-c", code]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.wait(60) for process in processes] == [0] * 4
+    for process in processes:
+        process.communicate()
+
+    async def main() -> None:
+        async with Store(kind, tmp_path).open() as persistence:
+            assert_in_order(ids(await persistence.sessions.get_messages("s1")), list("abcd"), 200)
+            assert await persistence.sessions.count_messages("s1") == 800
+        await assert_clean(Store(kind, tmp_path))
+
+    run(main())
