@@ -16,7 +16,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -69,17 +70,18 @@ def use_tool(name: str, arguments: dict[str, str]) -> dict[str, Any]:
 
 def script() -> Iterator[dict[str, Any]]:
     """The messages of the whole conversation, less ids, times and results, in order."""
+    calls_made = count(1)
     for question, calls, answer in TASKS:
         yield {"role": "user", "subtype": "user", "content": question}
         for name, arguments in calls:
-            call = {"type": "tool-call", "id": f"call_{name}", "name": name, "input": arguments}
+            call = {"type": "tool-call", "id": f"call_{next(calls_made)}", "name": name, "input": arguments}
             yield {"role": "assistant", "subtype": "tool-call", "toolCall": call}
             yield {"role": "tool", "subtype": "tool-result"}
         yield {"role": "assistant", "subtype": "assistant", "content": answer}
 
 
-async def work(persistence: Persistence) -> None:
-    """The agent: looks where the session stands and goes on from there. Prints the id of each message that is stored."""
+async def work(persistence: Persistence, stored_one: Callable[[dict[str, Any]], None]) -> None:
+    """The agent: looks where the session stands and goes on from there. `stored_one` gets each message once it is stored."""
     if not await persistence.sessions.exists(SESSION):
         await persistence.containers.save(Container(container_id="workshop", config={"owner": "demo"}))
         await persistence.images.save(
@@ -98,7 +100,7 @@ async def work(persistence: Persistence) -> None:
             message |= {"toolCallId": call["id"], "toolResult": result}
         await persistence.sessions.add_message(SESSION, message)
         stored.append(message)
-        print(message["id"], flush=True)  # acknowledged: from here on it must never be lost
+        stored_one(message)
         await asyncio.sleep(0.05)  # a model takes its time
 
 
@@ -128,8 +130,8 @@ async def show(persistence: Persistence) -> None:
     for container in (await persistence.containers.list()).items:
         print(f"container {container.container_id}")
         for image in (await persistence.images.list(container_id=container.container_id)).items:
-            count = await persistence.sessions.count_messages(image.session_id)
-            print(f"  image {image.image_id} “{image.name}”, session {image.session_id}: {count} messages, the last:")
+            total = await persistence.sessions.count_messages(image.session_id)
+            print(f"  image {image.image_id} “{image.name}”, session {image.session_id}: {total} messages, the last:")
             for message in await persistence.sessions.get_messages(image.session_id, last=5):
                 print("  " + shown(message))
 
@@ -142,10 +144,7 @@ async def resume(acknowledged: list[str]) -> None:
         if kept[: len(acknowledged)] != acknowledged or len(kept) > len(acknowledged) + 1:
             sys.exit(f"LOST: {len(acknowledged)} messages were acknowledged, {len(kept)} are there")
         print(f"\n{len(acknowledged)} messages were acknowledged before the kill, {len(kept)} are there. Going on:\n")
-        await work(persistence)
-        print()
-        for message in await persistence.sessions.get_messages(SESSION, start=len(kept)):
-            print(shown(message))
+        await work(persistence, lambda message: print(shown(message), flush=True))
         total = await persistence.sessions.count_messages(SESSION)
         if total != len(list(script())):
             sys.exit(f"WRONG: {total} messages, not {len(list(script()))}")
@@ -165,6 +164,7 @@ async def mounts() -> None:
             print(f"  {mount.base or '(root)':8} {mount.driver.name:8} {', '.join(keys)}")
     files = sorted(p.relative_to(STORE.parent) for p in (STORE.parent / "notes").rglob("*.json"))
     print("  on disk: " + ", ".join(f".demo/{path}" for path in files))
+    print("\nLook for yourself: .venv/bin/python -m persistence show sess_demo --store .demo/agents.db")
 
 
 def main() -> None:
@@ -187,7 +187,8 @@ def main() -> None:
 async def run(command: str, arguments: list[str]) -> None:
     if command == "work":
         async with create_persistence(sqlite_driver(path=STORE)) as persistence:
-            await work(persistence)
+            # Acknowledged: from here on it must never be lost.
+            await work(persistence, lambda message: print(message["id"], flush=True))
     else:
         await resume(arguments)
         await mounts()

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.drivers.fs import FsDriver
+from kvstore.drivers.memory import MemoryDriver
+from kvstore.drivers.sqlite import SqliteDriver
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -27,7 +31,7 @@ def test_every_snippet_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch:
         if language == "toml":
             (tmp_path / source.splitlines()[0].removeprefix("# ")).write_text(source)
             continue
-        code = compile("\n" * line + source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        code = compile("\n" * line + source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         if code.co_flags & inspect.CO_COROUTINE:
             asyncio.run(eval(code, namespace))
         else:
@@ -38,3 +42,26 @@ def test_every_link_between_the_pages_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_table_of_capabilities_says_what_the_drivers_declare(tmp_path: Path) -> None:
+    drivers = {
+        "`memory`": MemoryDriver(),
+        "`fs`": FsDriver(tmp_path),
+        '`fs`, `layout="plain"`': FsDriver(tmp_path, layout="plain"),
+        "`sqlite`": SqliteDriver(tmp_path / "app.db"),
+    }
+    text = (ROOT / "docs" / "drivers.md").read_text("utf-8")
+    table = text.partition("<!-- capabilities -->\n")[2].partition("<!-- end -->")[0]
+    (_, *names), _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    told = {driver: dict(zip(names, cells, strict=True)) for driver, *cells in rows}
+    assert told == {
+        name: {capability: "yes" if getattr(driver.capabilities, capability) else "–" for capability in names}
+        for name, driver in drivers.items()
+    }
+
+
+def test_every_module_is_in_the_map_of_the_design() -> None:
+    design = (ROOT / "docs" / "design.md").read_text("utf-8")
+    for module in (ROOT / "kvstore").glob("[a-z]*.py"):
+        assert f"{module.name}`" in design, f"docs/design.md does not say what {module.name} holds"
