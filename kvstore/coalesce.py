@@ -26,29 +26,29 @@ R = TypeVar("R")
 
 
 class TickBudget:
-    """How much work may still be done inline in this pass of the event loop, so that no crowd of tasks holds it."""
+    """How much work may still be done inline, so that no crowd of tasks holds the event loop.
 
-    __slots__ = ("_full", "_held", "_left", "_loop", "_refilled", "_waiting")
+    What is spent comes back in the pass of the event loop after the one in which it ran out.
+    """
+
+    __slots__ = ("_full", "_held", "_left", "_loop", "_refilling", "_waiting")
 
     def __init__(self, units: int) -> None:
-        self._full = units
-        self._left = 0
+        self._full = self._left = units
         self._waiting = 0
         self._held = 0
-        self._refilled = False
+        self._refilling = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def spend(self, units: int = 1) -> bool:
         """Takes `units`; False when there are none left in this pass, or others wait for theirs."""
-        if self._left <= 0:
-            self._refill()
         if self._left > 0 and not self._waiting:
             self._left -= units
             return True
-        return False
+        return self._ran_out() and self.spend(units)
 
     async def wait(self, units: int = 1) -> None:
-        """Takes `units`, in a later pass if there are none left in this one. First come, first served."""
+        """Takes `units`, in the next pass if there are none left in this one. First come, first served."""
         if not self.spend(units):
             self._waiting += 1
             try:
@@ -62,6 +62,7 @@ class TickBudget:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Inside, whoever comes waits, for a call of several steps that the others must not pass."""
+        self._ran_out()
         self._waiting += 1
         self._held += 1
         try:
@@ -70,16 +71,23 @@ class TickBudget:
             self._waiting = max(0, self._waiting - 1)
             self._held = max(0, self._held - 1)
 
-    def _refill(self) -> None:
+    def _ran_out(self) -> bool:
+        """Arranges for more. True: there is more already."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # another one in turn: what was scheduled in the last never ran
-            self._loop, self._refilled, self._waiting, self._held = loop, False, 0, 0
-        if not self._refilled:
-            self._refilled, self._left = True, self._full
-            loop.call_soon(self._end_pass)
+            stale, self._loop = self._loop is not None, loop
+            self._refilling = False
+            if stale:
+                self._waiting = self._held = 0
+                self._left = self._full
+                return True
+        if not self._refilling:
+            self._refilling = True
+            loop.call_soon(self._refill)
+        return False
 
-    def _end_pass(self) -> None:
-        self._refilled, self._left = False, 0
+    def _refill(self) -> None:
+        self._refilling, self._left = False, self._full
 
 
 class _Call(Generic[R]):

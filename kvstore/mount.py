@@ -7,10 +7,10 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from kvstore.coalesce import Coalescer, Turn, backend_error
+from kvstore.coalesce import Coalescer, backend_error
 from kvstore.driver import Capabilities, Driver, Event, Expect, Write
 from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation
 from kvstore.expiry import Sweeper
@@ -20,7 +20,10 @@ from kvstore.watch import Listener, Watchers
 
 T = TypeVar("T")
 Read = Callable[[Sequence[str]], Awaitable[list[bytes | None]]]
-ReadWrite = Callable[[Sequence[Write], Expect | None], Awaitable[list[bool] | None]]
+
+
+class WriteCall(Protocol):
+    def __call__(self, writes: Sequence[Write], expect: Expect | None = None) -> Awaitable[list[bool] | None]: ...
 
 
 class Mount:
@@ -44,12 +47,13 @@ class Mount:
         self._sweeper = Sweeper(driver)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._coalescer: Coalescer | None = None
-        self.read: Read = driver.read
-        self.has: Callable[[Sequence[str]], Awaitable[list[bool]]] = driver.has
-        if not driver.capabilities.inline:  # a driver that never waits is called directly
-            self._coalescer = Coalescer(driver, connected=lambda: self._sweeper.expect(driver.clock()))
-            self.read = self._coalescer.read
-            self.has = self._coalescer.has
+        # A driver that never waits is called directly.
+        calls: Driver | Coalescer = driver
+        if not driver.capabilities.inline:
+            calls = self._coalescer = Coalescer(driver, connected=lambda: self._sweeper.expect(driver.clock()))
+        self.read: Read = calls.read
+        self.has: Callable[[Sequence[str]], Awaitable[list[bool]]] = calls.has
+        self.write: WriteCall = calls.write
         self.watched()
 
     @property
@@ -64,9 +68,14 @@ class Mount:
         """When what is written now expires. Raises for a bad `ttl`, or for any where the driver keeps none."""
         if ttl is None and self.ttl is None:
             return None
-        expires_at = expiry(ttl, self.ttl, self.driver.clock())
-        if expires_at is not None and not self.driver.capabilities.expiry:
-            raise UnsupportedOperation("this driver keeps no time to live")
+        return self.expect(expiry(ttl, self.ttl, self.driver.clock()))
+
+    def expect(self, expires_at: int | None) -> int | None:
+        """Sees to it that the space of what is going to be written comes back. Raises where the driver keeps no expiry."""
+        if expires_at is not None:
+            if not self.driver.capabilities.expiry:
+                raise UnsupportedOperation("this driver keeps no time to live")
+            self._sweeper.expect(expires_at)
         return expires_at
 
     def check(self, *, conditional: bool = False, atomic: bool = False) -> None:
@@ -78,19 +87,6 @@ class Mount:
         if atomic and not self.driver.capabilities.atomic:
             raise UnsupportedOperation("this driver can't write several keys as one")
 
-    async def write(
-        self, writes: Sequence[Write], expect: Expect | None = None, *, turn: Turn | None = None
-    ) -> list[bool] | None:
-        for write in writes:
-            if write[2] is not None:
-                self._sweeper.expect(write[2])
-        if self._coalescer is not None:
-            return await self._coalescer.write(writes, expect, turn=turn)
-        found = await self.driver.write(writes, expect)
-        if found is not None and self._watchers.listeners:
-            self._told(writes, found)
-        return found
-
     async def run(self, call: Callable[[], Awaitable[T]], keys: Sequence[str] | None, *, mutates: bool = False) -> T:
         """A call of the driver other than reads and writes, in order with those on the same `keys` (None: any)."""
         try:
@@ -101,19 +97,14 @@ class Mount:
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
 
-    async def touch(self, key: str, expires_at: int | None) -> bool:
-        if expires_at is not None:
-            self._sweeper.expect(expires_at)
-        return await self.run(lambda: self.driver.touch(key, expires_at), [key], mutates=True)
-
     @asynccontextmanager
-    async def alone(self, key: str) -> AsyncIterator[tuple[Read, ReadWrite]]:
+    async def alone(self, key: str) -> AsyncIterator[tuple[Read, WriteCall]]:
         """The calls to read and write `key` with, while no other call of this process on it is under way."""
         if self._coalescer is None:
             yield self.driver.read, self.write
             return
         async with self._coalescer.turn([key], mutates=True) as turn:
-            yield partial(self._coalescer.read, turn=turn), partial(self.write, turn=turn)
+            yield partial(self._coalescer.read, turn=turn), partial(self._coalescer.write, turn=turn)
 
     @asynccontextmanager
     async def lock(self, key: str) -> AsyncIterator[None]:
@@ -124,10 +115,18 @@ class Mount:
 
     def watched(self) -> None:
         """Called when the first listener came or the last one went."""
+        # A driver that tells of other processes' changes tells of ours too.
+        told = bool(self._watchers.listeners) and not self.driver.capabilities.watch
         if self._coalescer is not None:
-            # A driver that tells of other processes' changes tells of ours too.
-            local = bool(self._watchers.listeners) and not self.driver.capabilities.watch
-            self._coalescer.on_write(self._told if local else None)
+            self._coalescer.on_write(self._told if told else None)
+        else:
+            self.write = self._write_and_tell if told else self.driver.write
+
+    async def _write_and_tell(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        found = await self.driver.write(writes, expect)
+        if found is not None:
+            self._told(writes, found)
+        return found
 
     def _told(self, writes: Sequence[Write], found: Sequence[bool]) -> None:
         self._watchers.tell(self.prefix, writes, found)

@@ -140,7 +140,8 @@ class Storage:
             if mount.read_only:
                 mount.check()
             data = encode(value)
-            await mount.write(((whole[len(mount.prefix) :], data, mount.expiry(ttl)),))
+            expires_at = None if ttl is None and mount.ttl is None else mount.expiry(ttl)
+            await mount.write(((whole[len(mount.prefix) :], data, expires_at),))
         except KVStoreError as error:
             raise _at(error, "set_item", key, mount) from error.__cause__
 
@@ -229,7 +230,8 @@ class Storage:
         try:
             mount, inner = self._locate(key)
             mount.check()
-            return await mount.touch(inner, mount.expiry(ttl))
+            expires_at = mount.expiry(ttl)
+            return await mount.run(lambda: mount.driver.touch(inner, expires_at), [inner], mutates=True)
         except KVStoreError as error:
             raise _at(error, "touch", key, mount) from error.__cause__
 
@@ -549,11 +551,12 @@ class Storage:
             mount, inner = self._located("copy", key)
             try:
                 mount.check(conditional=not overwrite)
-                if stat.expires_at is not None and not mount.capabilities.expiry:
-                    raise UnsupportedOperation("this driver keeps no time to live")
                 if stat.custom is not None and not mount.capabilities.metadata:
                     raise UnsupportedOperation("this driver keeps no custom metadata")
-                if await mount.write([(inner, data, stat.expires_at)], None if overwrite else {inner: None}) is not None:
+                if (
+                    await mount.write([(inner, data, mount.expect(stat.expires_at))], None if overwrite else {inner: None})
+                    is not None
+                ):
                     count += 1
                     if mount.capabilities.metadata:
                         await mount.run(partial(mount.driver.set_meta, inner, stat.custom), [inner], mutates=True)

@@ -16,8 +16,8 @@ from kvstore.driver import Capabilities, Driver, Expect, Stat, Write
 from kvstore.errors import ConfigError
 from kvstore.keys import past
 
-_KEYS_PER_PASS = 5_000
-"""About 5 ms of reads and writes."""
+_KEYS_PER_PASS = 2_000
+"""About 4 ms of reads and writes."""
 _STEP = 2_000
 """Keys indexed, expired or freed at a time: about 5 ms."""
 
