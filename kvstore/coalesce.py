@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, Literal, TypeVar
 
-from kvstore.driver import Batch, Driver, Expect, Write
+from kvstore.driver import NOT_NOW, Batch, Driver, Expect, NotNow, Write
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, KVStoreError, UnsupportedOperation
 
 MAX_BATCH_KEYS = 1000
@@ -31,10 +31,13 @@ class TickBudget:
     What is spent comes back in the pass of the event loop after the one in which it ran out.
     """
 
-    __slots__ = ("_full", "_held", "_left", "_loop", "_refilling", "_waiting")
+    __slots__ = ("_full", "_held", "_kept", "_loop", "_refilling", "_waiting", "left")
 
     def __init__(self, units: int) -> None:
-        self._full = self._left = units
+        self.left = units
+        """What may be taken without asking, if there is any: none while others wait for theirs."""
+        self._full = units
+        self._kept = 0  # what is left while others wait
         self._waiting = 0
         self._held = 0
         self._refilling = False
@@ -42,44 +45,54 @@ class TickBudget:
 
     def spend(self, units: int = 1) -> bool:
         """Takes `units`; False when there are none left in this pass, or others wait for theirs."""
-        if self._left > 0 and not self._waiting:
-            self._left -= units
+        if self.left > 0 or self._ran_out():
+            self.left -= units
             return True
-        return self._ran_out() and self.spend(units)
+        return False
 
     async def wait(self, units: int = 1) -> None:
         """Takes `units`, in the next pass if there are none left in this one. First come, first served."""
         if not self.spend(units):
-            self._waiting += 1
+            self._enter()
             try:
                 await asyncio.sleep(0)
                 while self._held:
                     await asyncio.sleep(0)
             finally:
-                self._waiting = max(0, self._waiting - 1)
-            self._left -= units
+                self._leave(units)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Inside, whoever comes waits, for a call of several steps that the others must not pass."""
         self._ran_out()
-        self._waiting += 1
+        self._enter()
         self._held += 1
         try:
             yield
         finally:
-            self._waiting = max(0, self._waiting - 1)
             self._held = max(0, self._held - 1)
+            self._leave(0)
+
+    def _enter(self) -> None:
+        if not self._waiting:
+            self._kept, self.left = self.left, 0
+        self._waiting += 1
+
+    def _leave(self, units: int) -> None:
+        self._waiting = max(0, self._waiting - 1)
+        self._kept -= units
+        if not self._waiting:
+            self.left = self._kept
 
     def _ran_out(self) -> bool:
         """Arranges for more. True: there is more already."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # another one in turn: what was scheduled in the last never ran
-            stale, self._loop = self._loop is not None, loop
+            fresh, self._loop = self._loop is None, loop
             self._refilling = False
-            if stale:
+            if not fresh:
                 self._waiting = self._held = 0
-                self._left = self._full
+                self.left = self._full
                 return True
         if not self._refilling:
             self._refilling = True
@@ -87,7 +100,11 @@ class TickBudget:
         return False
 
     def _refill(self) -> None:
-        self._refilling, self._left = False, self._full
+        self._refilling = False
+        if self._waiting:
+            self._kept = self._full
+        else:
+            self.left = self._full
 
 
 class _Call(Generic[R]):
@@ -160,24 +177,32 @@ class Coalescer:
 
     # The calls
 
-    async def read(self, keys: Sequence[str], *, turn: Turn | None = None) -> list[bytes | None]:
-        flying = self._flying
-        if (
-            turn is not None
-            or self._loop is not asyncio.get_running_loop()
-            or self._pending
-            or self._turns
-            or (flying and ("read" in flying or not _apart(flying.get("write", ()), keys)))
-        ):
-            return await self._look("read", self._driver.read, keys, turn)
-        # The same as in `_look`, once more here: a layer less on the way of every read that finds the driver idle.
-        flying["read"] = keys
+    def read_now(self, key: str) -> bytes | NotNow | None:
+        """`Driver.read_now`, where nothing is under way: no coroutine and no batch on the way of a single read."""
+        if self._pending or self._flying or self._turns or self._loop is not asyncio.get_running_loop():
+            return NOT_NOW
         try:
-            return await self._driver.read(keys)
+            return self._driver.read_now(key)
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
-        finally:
-            self._landed("read")
+
+    def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool:
+        """`Driver.write_now`, where nothing is under way and nobody watches."""
+        if (
+            self._pending
+            or self._flying
+            or self._turns
+            or self._notify is not None
+            or self._loop is not asyncio.get_running_loop()
+        ):
+            return False
+        try:
+            return self._driver.write_now(key, data, expires_at)
+        except Exception as error:
+            raise (known := backend_error(error)) from known.__cause__
+
+    async def read(self, keys: Sequence[str], *, turn: Turn | None = None) -> list[bytes | None]:
+        return await self._look("read", self._driver.read, keys, turn)
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
         return await self._look("has", self._driver.has, keys, None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from kvstore.errors import ConfigError, KVStoreError, UnsupportedOperation
 from kvstore.values import now_ms
@@ -18,6 +19,15 @@ Expect = Mapping[str, bytes | None]
 """Key to the exact bytes that must be there, None: the key must be absent."""
 Batch = tuple[Sequence[Write], Expect | None]
 """The arguments of one `Driver.write`."""
+
+
+class NotNow(enum.Enum):
+    """What `Driver.read_now` gives where it would have to wait."""
+
+    NOT_NOW = "NOT_NOW"
+
+
+NOT_NOW: Final = NotNow.NOT_NOW
 
 PAGE = 1000
 """How many keys are asked for at a time where the caller sets no limit."""
@@ -123,6 +133,17 @@ class Driver(ABC):
         """Gives everything back. Called once, and not when a call is under way."""
 
     # What follows a driver may do faster or better than on the three calls.
+
+    def read_now(self, key: str) -> bytes | NotNow | None:
+        """The value of one key if that takes no waiting, not even for a turn of the event loop; else `NOT_NOW`.
+
+        Asked first, while no other call is under way, by a caller that comes with `read` after a `NOT_NOW`.
+        """
+        return NOT_NOW
+
+    def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool:
+        """Sets one key if that takes no waiting. False: nothing was done, and the caller comes with `write`."""
+        return False
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
         """Which of `keys` are there."""

@@ -11,14 +11,16 @@ from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from kvstore.coalesce import Coalescer, backend_error
-from kvstore.driver import Capabilities, Driver, Event, Expect, Write
+from kvstore.driver import NOT_NOW, Capabilities, Driver, Event, Expect, NotNow, Write
 from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation
 from kvstore.expiry import Sweeper
-from kvstore.keys import below
+from kvstore.keys import below, past
 from kvstore.values import Ttl, check_ttl, expiry
 from kvstore.watch import Listener, Watchers
 
 T = TypeVar("T")
+ReadNow = Callable[[str], bytes | NotNow | None]
+WriteNow = Callable[[str, bytes, int | None], bool]
 Read = Callable[[Sequence[str]], Awaitable[list[bytes | None]]]
 
 
@@ -40,6 +42,7 @@ class Mount:
             raise ConfigError("this driver keeps no time to live, so the mount can have no ttl", mount=base, driver=driver.name)
         self.base = base
         self.prefix = below(base)
+        self.start = len(self.prefix)
         self.driver = driver
         self.ttl = ttl
         self.read_only = read_only
@@ -54,6 +57,9 @@ class Mount:
         self.read: Read = calls.read
         self.has: Callable[[Sequence[str]], Awaitable[list[bool]]] = calls.has
         self.write: WriteCall = calls.write
+        self.read_now: ReadNow = calls.read_now if _goes_with(driver, "read_now", "read") else _read_later
+        self._write_now: WriteNow = calls.write_now if _goes_with(driver, "write_now", "write") else _write_later
+        self.write_now: WriteNow = self._write_now
         self.watched()
 
     @property
@@ -121,6 +127,7 @@ class Mount:
             self._coalescer.on_write(self._told if told else None)
         else:
             self.write = self._write_and_tell if told else self.driver.write
+            self.write_now = _write_later if told else self._write_now
 
     async def _write_and_tell(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
         found = await self.driver.write(writes, expect)
@@ -139,30 +146,41 @@ class Mount:
             await self.driver.aclose()
 
 
+def _goes_with(driver: Driver, now: str, later: str) -> bool:
+    """Whether the class that has the method `now` has `later` too. One that overrides `later` alone is not passed by."""
+    places = [next(place for place, cls in enumerate(type(driver).__mro__) if name in vars(cls)) for name in (now, later)]
+    return places[0] <= places[1]
+
+
+def _read_later(key: str) -> NotNow:
+    return NOT_NOW
+
+
+def _write_later(key: str, data: bytes, expires_at: int | None) -> bool:
+    return False
+
+
 class MountTable:
     """Mounts by base, found by key in 0.2 µs with hundreds of them."""
 
     def __init__(self) -> None:
         self.watchers = Watchers()
         self.closed = False
-        self._root: Mount | None = None  # set while it is the only mount
         self._mounts: list[Mount] = []  # by prefix
-        self._prefixes: list[str] = []
-        self._parents: list[int] = []  # the place of the nearest mount around each, -1 for none
+        self._parents: dict[Mount, Mount | None] = {}
+        # The first owner keeps the keys before all cuts, each other one those from its cut on.
+        self._cuts: list[str] = []
+        self._owners: list[Mount | None] = [None]
 
     def __iter__(self) -> Iterator[Mount]:
         return iter(self._mounts)
 
     def find(self, key: str) -> Mount:
         """The mount that keeps the normalized `key`."""
-        if self._root is not None:
-            return self._root
-        place = bisect_right(self._prefixes, key) - 1
-        while place >= 0:
-            if key.startswith(self._prefixes[place]):
-                return self._mounts[place]
-            place = self._parents[place]
-        raise self._nowhere(key)
+        mount = self._owners[bisect_right(self._cuts, key)]
+        if mount is None:
+            raise self._nowhere(key)
+        return mount
 
     def _nowhere(self, key: str) -> KVStoreError:
         if self.closed:
@@ -182,13 +200,12 @@ class MountTable:
 
     def inside(self, mount: Mount) -> list[Mount]:
         """The mounts right below `mount`, which mask what it holds below their bases."""
-        place = self._mounts.index(mount)
-        return [inner for inner, parent in zip(self._mounts, self._parents, strict=True) if parent == place]
+        return [inner for inner, parent in self._parents.items() if parent is mount]
 
     def add(self, mount: Mount) -> None:
         if self.closed:
             raise ClosedError("the storage is closed", mount=mount.base)
-        if mount.prefix in self._prefixes:
+        if any(other.prefix == mount.prefix for other in self._mounts):
             raise ConfigError("something is mounted here already; unmount it first", mount=mount.base)
         self._arrange([*self._mounts, mount])
 
@@ -239,14 +256,22 @@ class MountTable:
             listener.end(backend_error(error).at("watch", None, mount.base, mount.driver.name))
 
     def _arrange(self, mounts: list[Mount]) -> None:
-        mounts = sorted(mounts, key=lambda mount: mount.prefix)
-        self._mounts = mounts
-        self._prefixes = [mount.prefix for mount in mounts]
-        self._parents = []
-        around: list[int] = []
-        for place, mount in enumerate(mounts):
-            while around and not mount.prefix.startswith(mounts[around[-1]].prefix):
-                around.pop()
-            self._parents.append(around[-1] if around else -1)
-            around.append(place)
-        self._root = mounts[0] if len(mounts) == 1 and not mounts[0].prefix else None
+        self._mounts = sorted(mounts, key=lambda mount: mount.prefix)
+        self._parents, self._cuts, self._owners = {}, [], [None]
+        around: list[Mount] = []
+
+        def leave() -> None:
+            mount = around.pop()
+            if mount.prefix:
+                self._cuts.append(past(mount.prefix))
+                self._owners.append(around[-1] if around else None)
+
+        for mount in self._mounts:
+            while around and not mount.prefix.startswith(around[-1].prefix):
+                leave()
+            self._parents[mount] = around[-1] if around else None
+            around.append(mount)
+            self._cuts.append(mount.prefix)
+            self._owners.append(mount)
+        while around:
+            leave()

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Self, TypeVar, overload
 
-from kvstore.driver import PAGE, Stat, Write
+from kvstore.driver import NOT_NOW, PAGE, Stat, Write
 from kvstore.errors import InvalidKeyError, InvalidValueError, KVStoreError, UnsupportedOperation
 from kvstore.keys import below, normalize_base, normalize_key
 from kvstore.listing import pages
@@ -110,7 +110,10 @@ class Storage:
         try:
             whole = normalize_key(key) if not self._prefix else self._whole(key)
             mount = self._find(whole)
-            (data,) = await mount.read((whole[len(mount.prefix) :],))
+            inner = whole[mount.start :]
+            data = mount.read_now(inner)
+            if data is NOT_NOW:
+                (data,) = await mount.read((inner,))
             if data is None:
                 return default
             return decode(data) if type is None else decode_as(data, type)
@@ -141,7 +144,9 @@ class Storage:
                 mount.check()
             data = encode(value)
             expires_at = None if ttl is None and mount.ttl is None else mount.expiry(ttl)
-            await mount.write(((whole[len(mount.prefix) :], data, expires_at),))
+            inner = whole[mount.start :]
+            if not mount.write_now(inner, data, expires_at):
+                await mount.write(((inner, data, expires_at),))
         except KVStoreError as error:
             raise _at(error, "set_item", key, mount) from error.__cause__
 

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import math
+import re
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,7 @@ Missing = Literal[_Sentinel.MISSING]
 Ttl = float | timedelta | Literal[_Sentinel.NEVER] | None
 
 _decode = msgspec.json.Decoder().decode
+_null = re.compile(b"null").search  # `in` takes 0.2 µs more
 
 
 def encode(value: object) -> bytes:
@@ -46,11 +48,11 @@ def encode(value: object) -> bytes:
     keeps integers of any size exact.
     """
     try:
-        data = orjson.dumps(value, default=_json_form)
+        data = orjson.dumps(value, _json_form)
     except TypeError as error:
         raise InvalidValueError(f"the value is not JSON: {error}") from error
-    # orjson writes NaN and infinities as null, so only what holds a null has to be looked through. (`in` takes 0.2 µs more.)
-    if data.find(b"null") >= 0 and type(value) is not str:
+    # orjson writes NaN and infinities as null, so only what holds a null has to be looked through.
+    if _null(data) and type(value) is not str:
         _refuse_non_finite(value, "$")
     return data
 

@@ -12,7 +12,7 @@ from typing import Self
 from sortedcontainers import SortedList
 
 from kvstore.coalesce import TickBudget
-from kvstore.driver import Capabilities, Driver, Expect, Stat, Write
+from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Stat, Write
 from kvstore.errors import ConfigError
 from kvstore.keys import past
 
@@ -34,6 +34,7 @@ class MemoryDriver(Driver):
         self._entries: dict[str, tuple[bytes, int | None, float, bytes | None]] = {}
         self._expiring: list[tuple[int, str]] = []  # a heap; what was overwritten stays in it until its time
         self._lock = threading.RLock()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
         self._budget = TickBudget(_KEYS_PER_PASS)
         # The index holds the keys of `_entries` but for those still in `_backlog`, which were there when it was begun,
         # and in `_fresh`, which came later.
@@ -46,6 +47,26 @@ class MemoryDriver(Driver):
         if url.removeprefix("memory:").strip("/"):
             raise ConfigError("the URL of memory is `memory:` and nothing more")
         return cls(**options)
+
+    def read_now(self, key: str) -> bytes | NotNow | None:
+        if self._budget.left <= 0:
+            return NOT_NOW
+        self._budget.left -= 1
+        entry = self._entries.get(key)
+        if entry is None or (entry[1] is not None and entry[1] <= self.clock()):
+            return None
+        return entry[0]
+
+    def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool:
+        if self._budget.left <= 0:
+            return False
+        self._budget.left -= 1
+        self._acquire()  # `with` takes 0.2 µs more
+        try:
+            self._put(key, data, expires_at)
+        finally:
+            self._release()
+        return True
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         if not self._budget.spend(len(keys)):
@@ -63,7 +84,6 @@ class MemoryDriver(Driver):
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
         if not self._budget.spend(len(writes)):
             await self._budget.wait(len(writes))
-        entries = self._entries
         found: list[bool] = []
         with self._lock:
             if expect:
@@ -72,18 +92,12 @@ class MemoryDriver(Driver):
                     if data != (None if entry is None else entry[0]):
                         return None
             for key, data, expires_at in writes:
-                old = entries.get(key)
-                there = old is not None and (old[1] is None or old[1] > self.clock())
-                found.append(there)
                 if data is None:
-                    if old is not None:
+                    found.append(self._live(key) is not None)
+                    if key in self._entries:
                         self._drop(key)
                 else:
-                    entries[key] = (data, expires_at, time(), old[3] if there and old is not None else None)
-                    if expires_at is not None:
-                        self._expect(key, expires_at)
-                    if old is None and self._index is not None:
-                        self._fresh[key] = None
+                    found.append(self._put(key, data, expires_at))
         return found
 
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
@@ -186,6 +200,17 @@ class MemoryDriver(Driver):
     def _live(self, key: str) -> tuple[bytes, int | None, float, bytes | None] | None:
         entry = self._entries.get(key)
         return None if entry is not None and entry[1] is not None and entry[1] <= self.clock() else entry
+
+    def _put(self, key: str, data: bytes, expires_at: int | None) -> bool:
+        """True: the key was there."""
+        old = self._entries.get(key)
+        there = old is not None and (old[1] is None or old[1] > self.clock())
+        self._entries[key] = (data, expires_at, time(), old[3] if there and old is not None else None)
+        if expires_at is not None:
+            self._expect(key, expires_at)
+        if old is None and self._index is not None:
+            self._fresh[key] = None
+        return there
 
     def _drop(self, key: str) -> None:
         del self._entries[key]
