@@ -344,11 +344,8 @@ class Coalescer:
     def _dispatch(self) -> None:
         """Starts all waiting calls that may start, in the order in which they came."""
         self._dispatching = False
-        read, written, stuck = (
-            _Keys(),
-            _Keys(),
-            _Keys(),
-        )  # by earlier calls; stuck: written by one that a write must not pass
+        # Of earlier calls; stuck: written by one that a write must not pass.
+        read, written, stuck = _Keys(), _Keys(), _Keys()
         for flying, held in self._flying.items():
             (written if flying == "write" else read).add(held)
         for turn in self._turns:

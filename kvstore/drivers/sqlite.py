@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import orjson
 
 from kvstore.coalesce import TickBudget
-from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
+from kvstore.driver import NOT_NOW, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, CorruptValueError, KVStoreError
 from kvstore.keys import past
 from kvstore.worker import Worker
@@ -220,21 +220,30 @@ class SqliteDriver(Driver):
 
     # Reading
 
+    def read_now(self, key: str) -> bytes | NotNow | None:
+        if self._inline is None or not self._reads.spend():
+            return NOT_NOW
+        try:
+            row = self._inline.execute(self._sql_small, (key, self.clock())).fetchone()
+        except sqlite3.Error as error:
+            return self._unless_busy(error)
+        if row is None:
+            return None
+        return NOT_NOW if row[0] is None else row[0]
+
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        if self._inline is not None and len(keys) <= _INLINE_READS and self._reads.spend(len(keys)):
+        if len(keys) == 1:
+            data = self.read_now(keys[0])
+            if data is not NOT_NOW:
+                return [data]
+        elif self._inline is not None and len(keys) <= _INLINE_READS and self._reads.spend(len(keys)):
             try:
-                if len(keys) == 1:
-                    row = self._inline.execute(self._sql_small, (keys[0], self.clock())).fetchone()
-                    if row is None or row[0] is not None:
-                        return [row and row[0]]
-                else:
-                    rows = self._inline.execute(self._sql_small_many, (_array(keys), self.clock())).fetchall()
-                    found: dict[str, bytes | None] = dict(rows)
-                    if None not in found.values():
-                        return [found.get(key) for key in keys]
-            except sqlite3.OperationalError as error:
-                if not _busy(error):
-                    raise self._error(error) from error
+                rows = self._inline.execute(self._sql_small_many, (_array(keys), self.clock())).fetchall()
+                found: dict[str, bytes | None] = dict(rows)
+                if None not in found.values():
+                    return [found.get(key) for key in keys]
+            except sqlite3.Error as error:
+                self._unless_busy(error)
         # Too many, too large, or in the way of another process.
         return await self._ask(lambda connection: self._read_all(connection, keys))
 
@@ -297,9 +306,8 @@ class SqliteDriver(Driver):
         if self._inline is not None and cost <= _INLINE_READS and self._reads.spend(cost + 1):
             try:
                 return look(self._inline)
-            except sqlite3.OperationalError as error:
-                if not _busy(error):
-                    raise self._error(error) from error
+            except sqlite3.Error as error:
+                self._unless_busy(error)
         return await self._ask(look)
 
     async def _ask(self, look: Callable[[sqlite3.Connection], T]) -> T:
@@ -309,24 +317,29 @@ class SqliteDriver(Driver):
 
     # Writing
 
+    def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool:
+        inline = self._may_commit(1, len(data))
+        if inline is None:
+            return False
+        now = self.clock()
+        try:  # one statement is a transaction of its own
+            inline.execute(self._sql_upsert, (key, data, expires_at, time.time_ns() // 1_000_000, now))
+        except sqlite3.Error as error:
+            self._unless_busy(error)
+            return False
+        self._committed(len(data))
+        return True
+
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
-        inline = self._inline
-        # In the loop only what need not wait for the disk, and not past a write whose caller was cancelled.
-        if (
-            inline is not None
-            and self._synchronous == "normal"
-            and len(writes) <= _INLINE_COMMITS
-            and self._writing.idle
-            and (size := sum(len(data) for _, data, _ in writes if data is not None)) <= _INLINE_BYTES
-            and self._commits.spend(len(writes))
-        ):
+        size = sum(len(data) for _, data, _ in writes if data is not None)
+        inline = self._may_commit(len(writes), size)
+        if inline is not None:
             try:
                 (result,) = self._commit(inline, [(writes, expect)])
                 self._committed(size)
                 return result
-            except sqlite3.OperationalError as error:
-                if not _busy(error):
-                    raise self._error(error) from error
+            except sqlite3.Error as error:
+                self._unless_busy(error)
         (result,) = await self._change(lambda writer: self._commit(writer, [(writes, expect)]))
         return result
 
@@ -356,6 +369,19 @@ class SqliteDriver(Driver):
             pass
         due = await self._ask(lambda connection: connection.execute(self._sql_next_expiry).fetchone()[0])
         return None if due is None else int(due)
+
+    def _may_commit(self, writes: int, size: int) -> sqlite3.Connection | None:
+        """The connection of the event loop, for what need not wait for the disk nor pass a write whose caller was cancelled."""
+        if (
+            self._synchronous == "normal"
+            and self._writing.idle
+            and writes <= _INLINE_COMMITS
+            and size <= _INLINE_BYTES
+            and self._inline is not None
+            and self._commits.spend(writes)
+        ):
+            return self._inline
+        return None
 
     async def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
         return await self._on(self._writing, lambda: change(_open_one(self._writer)))
@@ -414,6 +440,12 @@ class SqliteDriver(Driver):
             return await worker.run(call)
         except sqlite3.Error as error:
             raise self._error(error) from error
+
+    def _unless_busy(self, error: sqlite3.Error) -> NotNow:
+        """Raises, unless the thread can wait for what is in the way."""
+        if not _busy(error):
+            raise self._error(error) from error
+        return NOT_NOW
 
     def _error(self, error: sqlite3.Error) -> KVStoreError:
         primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
