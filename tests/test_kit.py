@@ -9,7 +9,6 @@ import pkgutil
 import re
 import subprocess
 import sys
-import textwrap
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -26,56 +25,13 @@ from kvstore.drivers.memory import MemoryDriver
 from kvstore.testing import DriverSuite, storage_machine
 from kvstore.values import now_ms
 
-MINIMAL = '''
-from kvstore import Capabilities, Driver
+GUIDE = Path(__file__).parent.parent / "docs" / "writing-a-driver.md"
 
 
-class MyDriver(Driver):
-    """Three calls and nothing more; what has expired is dropped by whatever call comes next."""
-
-    capabilities = Capabilities(persistent=False)
-
-    def __init__(self, path):
-        self.held = {}
-
-    def live(self):
-        now = self.clock()
-        for key in [key for key, (_, expires_at) in self.held.items() if expires_at is not None and expires_at <= now]:
-            del self.held[key]
-        return self.held
-
-    async def read(self, keys):
-        live = self.live()
-        return [live[key][0] if key in live else None for key in keys]
-
-    async def write(self, writes, expect=None):
-        live = self.live()
-        found = []
-        for key, data, expires_at in writes:
-            found.append(live.pop(key, None) is not None)
-            if data is not None:
-                live[key] = (data, expires_at)
-        return found
-
-    async def scan(self, prefix, *, after, limit, reverse):
-        keys = sorted((key for key in self.live() if key.startswith(prefix)), reverse=reverse)
-        return [key for key in keys if after is None or (key < after if reverse else key > after)][:limit]
-'''
-
-
-def _example() -> str:
-    """The test module that the kit's docstring shows."""
-    lines = (kvstore.testing.__doc__ or "").splitlines()
-    return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
-
-
-def test_a_third_partys_small_driver_passes_with_the_ten_lines_of_the_docstring(tmp_path: Path) -> None:
-    package = tmp_path / "my_package"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "my_module.py").write_text(MINIMAL)
-    (tmp_path / "test_mine.py").write_text(_example())
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "test_mine.py"]
+def test_the_driver_of_the_guide_passes_with_the_test_module_of_the_guide(tmp_path: Path) -> None:
+    driver, test = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "test_guide.py").write_text(driver + test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "test_guide.py"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
@@ -83,7 +39,6 @@ def test_a_third_partys_small_driver_passes_with_the_ten_lines_of_the_docstring(
     assert f"{len(_tests())} passed" in ran.stdout
     assert "skipped" not in ran.stdout
     assert "warning" not in ran.stdout
-    assert len([line for line in _example().splitlines() if line.strip()]) <= 10
 
 
 # Drivers with one fault each, and a test that has to notice it.

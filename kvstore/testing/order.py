@@ -88,7 +88,7 @@ class Order(Contract):
         """A3: while thousands of calls on other keys are under way."""
         chance = random.Random(12)
         await store.storage.set_items({f"crowd:{number}": number for number in range(500)})
-        for size in (300, 6_000):
+        for size in (300, 3_000):
             await _gather_and_compare(store, chance, calls=12, crowd=size)
 
     @in_loop
@@ -96,7 +96,7 @@ class Order(Contract):
         """A3: it takes what was set before, however much that is, and spares what is set after."""
         storage = store.storage
         for base in ("", "base"):
-            await storage.set_items({f"base:{number}": number for number in range(2_100)})
+            await storage.set_items({f"base:{number}": number for number in range(1_100)})
             before, _, after = await asyncio.gather(
                 storage.set_item("base:before", 1), storage.clear(base), storage.set_item("base:after", 1)
             )
