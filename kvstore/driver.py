@@ -53,6 +53,8 @@ class Capabilities:
     """What is written is still there when the driver is opened again with the same options."""
     shared: bool = False
     """Several drivers, in several processes, may be open on one store at once."""
+    every_key: bool = True
+    """Any legal key can be kept next to any other. Where not, what can't be is refused and nothing is touched."""
     inline: bool = False
     """No call ever waits, so calls need no batching."""
     own_clock: bool = True
@@ -171,6 +173,8 @@ class Driver(ABC):
 
     async def touch(self, key: str, expires_at: int | None) -> bool:
         """Sets when `key` expires and leaves its value. False: it is not there."""
+        if not self.capabilities.expiry:
+            return (await self.has([key]))[0]
         if not self.capabilities.conditional:
             raise UnsupportedOperation("touch needs a driver with conditional writes")
         while True:

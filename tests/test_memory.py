@@ -1,9 +1,18 @@
-"""The memory driver keeps every promise."""
+"""The memory driver keeps every promise, and what is its own: it frees what is gone and lists without a scan."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import threading
+import time
+import tracemalloc
 from pathlib import Path
 
+import pytest
+from running import in_loop
+
+from kvstore import ConfigError, create_storage
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.testing import DriverSuite
 
@@ -11,3 +20,103 @@ from kvstore.testing import DriverSuite
 class TestMemory(DriverSuite):
     def make_driver(self, path: Path) -> MemoryDriver:
         return MemoryDriver()
+
+
+def _held() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+@in_loop
+async def test_T2_the_space_of_expired_values_comes_back_without_a_call() -> None:
+    async with create_storage() as storage:
+        await storage.set_item("first", 1, ttl=0.001)
+        tracemalloc.start()
+        try:
+            before = _held()
+            for number in range(100):
+                await storage.set_item_raw(f"gone:{number}", bytes(10_000), ttl=0.01)
+            assert _held() - before > 900_000
+            deadline = time.monotonic() + 10
+            while _held() - before > 100_000:
+                assert time.monotonic() < deadline, "what has expired is still held"
+                await asyncio.sleep(0.05)
+        finally:
+            tracemalloc.stop()
+
+
+@in_loop
+async def test_T2_overwriting_with_a_ttl_for_ever_keeps_no_trail_of_old_expiries() -> None:
+    async with create_storage() as storage:
+        await storage.set_item("key", 0, ttl=1000)
+        tracemalloc.start()
+        try:
+            before = _held()
+            for number in range(20_000):
+                await storage.set_item("key", number, ttl=1000 + number)
+            assert _held() - before < 500_000
+        finally:
+            tracemalloc.stop()
+
+
+@in_loop
+async def test_L2_the_first_listing_of_many_keys_lets_others_run() -> None:
+    async with create_storage() as storage:
+        for start in range(0, 200_000, 5_000):
+            await storage.set_items({f"k{number:07}": 1 for number in range(start, start + 5_000)})
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(others())
+        await asyncio.sleep(0)
+        assert len(await storage.get_keys(limit=10)) == 10
+        task.cancel()
+        assert turns > 50
+
+
+@in_loop
+async def test_R3_a_key_set_or_removed_while_the_index_is_built_is_listed_right() -> None:
+    async with create_storage() as storage:
+        await storage.set_items({f"k{number:06}": 1 for number in range(20_000)})
+        listing = asyncio.create_task(storage.get_keys())
+        await asyncio.sleep(0)
+        await storage.set_item("k000000a", 1)
+        await storage.remove_item("k019999")
+        await listing
+        keys = await storage.get_keys()
+        assert keys == sorted({f"k{number:06}" for number in range(19_999)} | {"k000000a"})
+
+
+def test_A2_threads_that_share_a_storage_count_exactly() -> None:
+    storage = create_storage()
+
+    async def count() -> None:
+        for _ in range(200):
+            await storage.update_item("count", lambda value: value + 1, default=0)
+
+    threads = [threading.Thread(target=asyncio.run, args=(count(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asyncio.run(storage.get_item("count")) == 800
+
+
+@in_loop
+async def test_V5_the_bytes_of_a_bytearray_are_copied() -> None:
+    async with create_storage() as storage:
+        data = bytearray(b"before")
+        await storage.set_item_raw("key", data)
+        data[:] = b"after!"
+        assert await storage.get_item_raw("key") == b"before"
+
+
+def test_its_url_is_its_name_and_nothing_more() -> None:
+    assert create_storage("memory:").get_mount("a").driver.name == "memory"
+    with pytest.raises(ConfigError, match="memory:"):
+        create_storage("memory://host/path")

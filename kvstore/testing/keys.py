@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvstore.errors import InvalidKeyError
-from kvstore.testing.store import Contract, Store, in_loop
+from kvstore.testing.store import Contract, Store, in_loop, promised
 
 HOSTILE_KEYS: tuple[str, ...] = (
     # A key beside those below it, and what sorts around the separator.
@@ -195,6 +195,7 @@ class Keys(Contract):
     """K1 to K3 of the contract."""
 
     @in_loop
+    @promised("every_key")
     async def test_hostile_keys_all_work_next_to_each_other(self, store: Store) -> None:
         """K3: every legal key works, next to every other."""
         storage = store.storage
@@ -209,6 +210,7 @@ class Keys(Contract):
             assert await storage.has_item(key), key
 
     @in_loop
+    @promised("every_key")
     async def test_hostile_keys_are_listed_by_code_point(self, store: Store) -> None:
         """K3, R3: as they are, each once, sorted by code point."""
         storage = store.storage
@@ -219,6 +221,7 @@ class Keys(Contract):
         assert await storage.count() == len(HOSTILE_KEYS)
 
     @in_loop
+    @promised("every_key")
     async def test_a_hostile_key_is_a_cursor(self, store: Store) -> None:
         """R3: a listing goes on behind any key, in both directions."""
         storage = store.storage
@@ -230,6 +233,7 @@ class Keys(Contract):
             assert await storage.get_keys(after=key, limit=2, reverse=True) == ordered[max(0, place - 2) : place][::-1], key
 
     @in_loop
+    @promised("every_key")
     async def test_a_hostile_key_is_removed_alone(self, store: Store) -> None:
         """K3: removing one leaves every other."""
         storage = store.storage
@@ -244,6 +248,7 @@ class Keys(Contract):
         assert list(await storage.get_items(sorted(left))) == sorted(left)
 
     @in_loop
+    @promised("every_key")
     async def test_a_hostile_key_is_overwritten_alone(self, store: Store) -> None:
         """K3: overwriting one changes no other."""
         storage = store.storage
@@ -255,6 +260,7 @@ class Keys(Contract):
         assert await storage.get_items(HOSTILE_KEYS) == {key: "new" if key in new else "old" for key in HOSTILE_KEYS}
 
     @in_loop
+    @promised("every_key")
     async def test_hostile_keys_outlive_the_program(self, store: Store) -> None:
         """K3: what was escaped is read back by the next program."""
         await store.storage.set_items({key: key for key in HOSTILE_KEYS})

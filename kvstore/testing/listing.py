@@ -11,7 +11,7 @@ from kvstore.driver import PAGE
 from kvstore.errors import InvalidValueError
 from kvstore.keys import after_all
 from kvstore.storage import Storage
-from kvstore.testing.store import Contract, Store, in_loop
+from kvstore.testing.store import Contract, Store, in_loop, promised
 
 _TREE = ("a", "a:1", "a:1:x", "a:1:x:y", "a:2", "a:é", "a b", "a!", "a;", "ab:1", "b:1:x", "b:2", "c", "🙂:1")
 
@@ -25,6 +25,7 @@ class Listing(Contract):
     """R1 to R4 of the contract."""
 
     @in_loop
+    @promised("every_key")
     async def test_a_base_ends_at_a_segment(self, store: Store) -> None:
         """R3: `foo` lists neither `foobar` nor `foo` itself."""
         storage = await _planted(store)
@@ -39,6 +40,7 @@ class Listing(Contract):
         assert [item async for item in storage.iter_items("b")] == [("b:1:x", "b:1:x"), ("b:2", "b:2")]
 
     @in_loop
+    @promised("every_key")
     async def test_every_combination_of_limit_after_reverse_and_depth(self, store: Store) -> None:
         """R3: `after` need not be a key, `max_depth` counts from the base, and a limit takes the first of the rest."""
         storage = await _planted(store)
@@ -69,6 +71,7 @@ class Listing(Contract):
                 await store.storage.get_keys(max_depth=wrong)  # type: ignore[arg-type]
 
     @in_loop
+    @promised("every_key")
     async def test_pages_join_to_the_whole_listing(self, store: Store) -> None:
         """R3: of any size, in both directions."""
         storage = await _planted(store)
@@ -143,6 +146,7 @@ class Listing(Contract):
         assert await storage.count() == 0
 
     @in_loop
+    @promised("every_key")
     async def test_clear_removes_exactly_what_lies_below(self, store: Store) -> None:
         """R4: neither the base itself nor its neighbours, and says how many there were."""
         storage = await _planted(store)
@@ -157,6 +161,7 @@ class Listing(Contract):
         assert await storage.get_keys("a") == ["a:1"]
 
     @in_loop
+    @promised("every_key")
     async def test_removing_says_whether_the_key_was_there(self, store: Store) -> None:
         """R2: one, and how many of several."""
         storage = await _planted(store)
@@ -168,6 +173,7 @@ class Listing(Contract):
         assert await storage.get_keys() == sorted(set(_TREE) - {"a", "a:1", "c"})
 
     @in_loop
+    @promised("every_key")
     async def test_batches_keep_the_order_asked(self, store: Store) -> None:
         """R2: with missing keys in between, and a key asked for twice once."""
         storage = await _planted(store)
@@ -215,6 +221,7 @@ class DriverCalls(Contract):
         assert await driver.read(["a", "b", "c"]) == [None, None, b"1"]
 
     @in_loop
+    @promised("every_key")
     async def test_a_scan_starts_behind_any_text(self, store: Store) -> None:
         """Section 2: `after` need not be a key, lie below the prefix, or be as short as one."""
         driver = await store.connected()
@@ -232,6 +239,7 @@ class DriverCalls(Contract):
                     assert first == left[:1], (prefix, after, reverse)
 
     @in_loop
+    @promised("every_key")
     async def test_a_driver_counts_and_clears_below_a_prefix(self, store: Store) -> None:
         """Section 2: by its defaults or by ways of its own."""
         driver = await store.connected()

@@ -186,7 +186,8 @@ class StorageMachine(RuleBasedStateMachine):
     @rule(key=_keys, ttl=_ttls, existing=st.booleans())
     def touch(self, key: str, ttl: Ttl, existing: bool) -> None:
         key = self._near(key) if existing else key
-        if not self._capabilities.conditional and type(self._drivers[""]).touch is Driver.touch:
+        limited = self._capabilities.expiry and not self._capabilities.conditional
+        if limited and type(self._drivers[""]).touch is Driver.touch:
             self._run(refuses(self._storage.touch(key)))
             return
         ttl, entry = self._ttl(ttl), self._there(key)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import pytest
 
 from kvstore.driver import Capabilities, Driver
-from kvstore.errors import ClosedError, UnsupportedOperation
+from kvstore.errors import ClosedError, InvalidKeyError, UnsupportedOperation
 from kvstore.storage import Storage, create_storage
 from kvstore.testing.clock import FakeClock
 from kvstore.values import Ttl
@@ -23,7 +23,7 @@ SHORT = 0.5
 LONG = 3600.0
 """Seconds: a time to live that no test outlives by itself."""
 
-Capability = Literal["atomic", "conditional", "expiry", "metadata", "touch"]
+Capability = Literal["atomic", "conditional", "every_key", "expiry", "metadata", "touch"]
 """What a driver may refuse. `touch`: it has conditional writes, or a way of its own."""
 
 
@@ -86,7 +86,8 @@ class Store:
 
     def promises(self, capability: Capability) -> bool:
         if capability == "touch":
-            return self.capabilities.conditional or type(self.driver).touch is not Driver.touch
+            limited = self.capabilities.expiry and not self.capabilities.conditional
+            return not limited or type(self.driver).touch is not Driver.touch
         return bool(getattr(self.capabilities, capability))
 
     async def connected(self) -> Driver:
@@ -202,9 +203,20 @@ async def _refuses_touch(storage: Storage) -> None:
     await refuses(storage.touch("kept"))
 
 
+async def _refuses_some_keys(storage: Storage) -> None:
+    await storage.set_item("kept", 1)
+    for key in ("kept:below", "x" * 1000):
+        with pytest.raises((InvalidKeyError, UnsupportedOperation)) as caught:
+            await storage.set_item(key, 2)
+        assert caught.value.key == key
+    assert await storage.get_keys() == ["kept"]
+    assert await storage.get_item("kept") == 1
+
+
 _REFUSED: dict[Capability, Callable[[Storage], Coroutine[Any, Any, None]]] = {
     "atomic": _refuses_commits,
     "conditional": _refuses_conditions,
+    "every_key": _refuses_some_keys,
     "expiry": _refuses_expiry,
     "metadata": _refuses_metadata,
     "touch": _refuses_touch,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -13,6 +15,7 @@ from kvstore.testing.listing import DriverCalls, Listing
 from kvstore.testing.machine import storage_machine
 from kvstore.testing.metadata import Metadata
 from kvstore.testing.order import Order
+from kvstore.testing.store import Store, in_loop, promised
 from kvstore.testing.values import Values
 from kvstore.testing.watching import Watching
 
@@ -23,9 +26,10 @@ class DriverSuite(Keys, Values, Expiry, Metadata, Listing, DriverCalls, Conditio
     What a driver can't do it declares in its `capabilities`, and then the suite checks that it refuses. Nothing is skipped.
     """
 
-    def test_any_sequence_of_calls_does_what_a_dict_would(self) -> None:
+    @in_loop
+    @promised("every_key")
+    async def test_any_sequence_of_calls_does_what_a_dict_would(self, store: Store) -> None:
         """All of section 1: Hypothesis looks for calls after which the storage and a model in memory differ."""
-        run_state_machine_as_test(
-            storage_machine(self.make_driver),
-            settings=settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)),
-        )
+        machine = storage_machine(self.make_driver)
+        quick = settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+        await asyncio.to_thread(run_state_machine_as_test, machine, settings=quick)

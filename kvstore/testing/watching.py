@@ -128,6 +128,7 @@ class Watching(Contract):
             assert await _until(events, _update("end")) == []
 
     @in_loop
+    @promised("every_key")
     async def test_a_watch_tells_of_its_base_alone(self, store: Store) -> None:
         """W1: as a listing of that base would; the prefix is literal."""
         storage = store.storage
