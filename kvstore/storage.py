@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -314,7 +314,7 @@ class Storage:
                 return True
             return await _write_if(mount, writes, conditions[mount])
         except KVStoreError as error:
-            raise _at(error, "commit", None, mount) from error.__cause__
+            raise self._among(error, "commit", list(plan.get(mount, ())), mount) from error.__cause__
 
     # Listing
 
@@ -465,7 +465,7 @@ class Storage:
                 for key, data in zip(inner, await mount.read(inner), strict=True):
                     order[(mount.prefix + key)[len(self._prefix) :]] = data
             except KVStoreError as error:
-                raise _at(error, operation, None, mount) from error.__cause__
+                raise self._among(error, operation, inner, mount) from error.__cause__
 
         _raise_first(await _gather([read(mount, inner) for mount, inner in shares.items()]))
         return order
@@ -493,6 +493,11 @@ class Storage:
             plan.setdefault(mount, {})[inner] = (inner, None, None)
         return plan
 
+    def _among(self, error: KVStoreError, operation: str, inner: Sequence[str], mount: Mount) -> KVStoreError:
+        """An error of a batch: of the key that the driver names, or the only one there is."""
+        key = error.key if isinstance(error.key, str) else inner[0] if len(inner) == 1 else None
+        return _at(error, operation, None if key is None else (mount.prefix + key)[len(self._prefix) :], mount)
+
     async def _write_all(self, operation: str, plan: Mapping[Mount, Mapping[str, Write]]) -> int:
         """Carries out a plan. Returns how many of its keys were there before."""
         found: list[bool] = []
@@ -501,8 +506,7 @@ class Storage:
             try:
                 found.extend(await mount.write(writes) or ())
             except KVStoreError as error:
-                key = writes[0][0] if len(writes) == 1 else None
-                raise _at(error, operation, key, mount) from error.__cause__
+                raise self._among(error, operation, [key for key, _, _ in writes], mount) from error.__cause__
 
         _raise_first(await _gather([write(mount, list(writes.values())) for mount, writes in plan.items()]))
         return sum(found)
@@ -683,7 +687,12 @@ def _check_count(operation: str, name: str, count: int | None) -> None:
 
 
 def _at(error: KVStoreError, operation: str, key: object, mount: Mount | None) -> KVStoreError:
-    return error.at(operation, key) if mount is None else error.at(operation, key, mount.base, mount.driver.name)
+    if mount is None:
+        return error.at(operation, key)
+    at = error.at(operation, key, mount.base, mount.driver.name)
+    if error.operation is None and key is not None:
+        at.key = key  # a driver names it without its mount
+    return at
 
 
 def _meta(stat: Stat) -> Meta:

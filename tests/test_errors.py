@@ -25,6 +25,7 @@ from kvstore import (
     ReadOnlyError,
     UnsupportedOperation,
     create_storage,
+    prefix_storage,
 )
 from kvstore.driver import Capabilities, Driver, Expect, Write
 from kvstore.drivers.memory import MemoryDriver
@@ -110,7 +111,8 @@ async def test_every_call_names_itself_its_key_and_its_mount() -> None:
         ("get_items", None, storage.get_items([key, key + "2"])),
         ("set_items", None, storage.set_items({key: 1, key + "2": 1})),
         ("remove_items", None, storage.remove_items([key, key + "2"])),
-        ("commit", None, storage.commit({key: 1})),
+        ("commit", key, storage.commit({key: 1})),
+        ("commit", None, storage.commit({key: 1, key + "2": 1})),
         ("get_keys", "far", storage.get_keys("far")),
         ("count", "far", storage.count("far")),
         ("clear", "far", storage.clear("far")),
@@ -231,3 +233,40 @@ async def test_a_fault_of_the_callers_own_function_is_not_wrapped() -> None:
     storage = create_storage(MemoryDriver())
     with pytest.raises(ZeroDivisionError):
         await storage.update_item("key", lambda value: 1 / 0)
+
+
+class NamesItsKeys(MemoryDriver):
+    capabilities = Capabilities(atomic=True, conditional=True, persistent=False)
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        for key in keys:
+            if key.startswith("bad"):
+                raise CorruptValueError("unreadable", key=key)
+        return await super().read(keys)
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        for key, _, _ in writes:
+            if key.startswith("bad"):
+                raise BackendError("unwritable", key=key)
+        return await super().write(writes, expect)
+
+
+@in_loop
+async def test_E1_an_error_of_a_driver_names_the_callers_key_in_mounts_and_prefixes() -> None:
+    whole = create_storage().mount("c:d", NamesItsKeys())
+    async with whole:
+        for storage, key in ((whole, "c:d:bad:1"), (prefix_storage(whole, "c"), "d:bad:1")):
+            other = key.replace("bad:1", "good")
+            calls = [
+                storage.get_item(key),
+                storage.get_items([other, key]),
+                storage.set_item(key, 1),
+                storage.set_items({other: 1, key: 1}),
+                storage.remove_items([other, key]),
+                storage.commit({other: 1, key: 1}),
+                storage.add_item(key, 1),
+            ]
+            for call in calls:
+                with pytest.raises(KVStoreError) as caught:
+                    await call
+                assert (caught.value.key, caught.value.mount) == (key, "c:d")
