@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from servers.process import stop_all
 
 settings.register_profile("same", deadline=None, derandomize=True, database=None)
 settings.load_profile("same")
@@ -24,3 +25,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may be: {reason[2] if isinstance(reason, tuple) else reason}"
     return report
+
+
+def pytest_sessionfinish() -> None:
+    stop_all()

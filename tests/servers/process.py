@@ -1,0 +1,122 @@
+"""A server as a process of the tests' own on loopback, which ends with them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_RUNNING: list[Server] = []
+
+
+class Server:
+    """Starts `command` and waits until `ready` is true. `directory` is its data's, removed at the end."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        ready: Callable[[], bool],
+        *,
+        directory: Path,
+        user: int | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
+    ) -> None:
+        self._command = command
+        self._ready = ready
+        self._directory = directory
+        self._user = user
+        self._stop_signal = stop_signal
+        self._process: subprocess.Popen[bytes] | None = None
+        _RUNNING.append(self)
+        self.start()
+
+    def start(self, timeout: float = 60.0) -> None:
+        """Starts it, or starts it again on the same data and port."""
+        with open(self._directory / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self._directory,
+                user=self._user,
+                start_new_session=True,
+                preexec_fn=_end_with_the_parent,
+            )
+        deadline = time.monotonic() + timeout
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self._command[0]} did not start:\n{(self._directory / 'log').read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL, and waits for the end."""
+        self._signal(signal.SIGKILL)
+        self._end()
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Ends it and removes its data."""
+        if self._process is not None:
+            self._signal(signal.SIGCONT)
+            self._signal(self._stop_signal)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._signal(signal.SIGKILL)
+            self._end()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+
+def stop_all() -> None:
+    while _RUNNING:
+        _RUNNING.pop().stop()
+
+
+def free_port(below: int = 65536) -> int:
+    """A loopback port that nobody listens on, lower than `below`."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port < below:
+            return port
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def new_directory(user: int | None = None) -> Path:
+    """A directory for a server's data that `user` can reach, as pytest's own are not."""
+    directory = Path(tempfile.mkdtemp(prefix="kvstore-server-"))
+    if user is not None:
+        os.chown(directory, user, -1)
+    return directory
+
+
+def _end_with_the_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux
