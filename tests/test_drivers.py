@@ -28,3 +28,10 @@ class TestFs(DriverSuite):
 
     def make_driver(self, path: Path) -> FsDriver:
         return FsDriver(path / "store")
+
+
+class TestFsPlain(DriverSuite):
+    """Any directory as it is, which can't hold every key."""
+
+    def make_driver(self, path: Path) -> FsDriver:
+        return FsDriver(path / "store", layout="plain")
