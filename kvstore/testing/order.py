@@ -221,7 +221,7 @@ async def _gather_and_compare(store: Store, chance: random.Random, *, calls: int
             gathered.append(storage.set_item_raw(key, b"%d" % number))
             answers.append(None)
         elif kind == "set items":
-            gathered.append(storage.set_items({key: number, key + ":beside": 1}))
+            gathered.append(storage.set_items({key: number, "base:beside": 1}))
             answers.append(None)
         elif kind == "remove":
             gathered.append(storage.remove_item(key))
