@@ -10,6 +10,7 @@ is everything of a key.
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +20,8 @@ from kvstore.errors import CorruptValueError
 _MARK = b"#kvstore"
 _TAIL = 8 + len(_MARK)
 _GUESS = 512
+_LENGTH = re.compile(rb"[0-9a-f]{8}")
+_TOO_LONG = "the file ends in a footer that is longer than the file"
 
 
 class Footer(msgspec.Struct, frozen=True):
@@ -50,6 +53,8 @@ def join(data: bytes, footer: Footer) -> bytes:
 def split(content: bytes) -> Content:
     """A whole file taken apart. Raises `CorruptValueError` for a footer that can't be read."""
     size = _size(content)
+    if size > len(content):
+        raise CorruptValueError(_TOO_LONG)
     return Content(content, _NONE) if not size else Content(content[:-size], _parse(content[-size:-_TAIL]))
 
 
@@ -63,17 +68,17 @@ def read_footer(descriptor: int) -> tuple[int, Footer]:
     if size > len(end):
         end = os.pread(descriptor, size, max(0, total - size))
     if size > len(end):
-        raise CorruptValueError("the file ends in a footer that is longer than the file")
+        raise CorruptValueError(_TOO_LONG)
     return total - size, _parse(end[-size:-_TAIL])
 
 
 def _size(end: bytes) -> int:
     if not end.endswith(_MARK):
         return 0
-    try:
-        return int(end[-_TAIL : -len(_MARK)], 16) + _TAIL
-    except ValueError as error:
-        raise CorruptValueError("the file ends in a footer without a length") from error
+    length = end[-_TAIL : -len(_MARK)]
+    if not _LENGTH.fullmatch(length):
+        raise CorruptValueError("the file ends in a footer without a length")
+    return int(length, 16) + _TAIL
 
 
 def _parse(text: bytes) -> Footer:

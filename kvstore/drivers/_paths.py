@@ -8,9 +8,12 @@ directory. What is too long for one name goes on in a directory that ends with `
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from urllib.parse import unquote
+
+from kvstore.errors import InvalidKeyError
 
 SUFFIX = ".json"
 MORE = "~"
@@ -18,20 +21,38 @@ PRIVATE = ".kvstore"
 """The driver's own directory. No escaped name starts with a dot."""
 
 _MAX_NAME = 200
+_MAX_PLAIN = 255
 _UNSAFE = re.compile(rb"[^a-z0-9_.-]")
+_SEPARATOR = re.compile(r"[:/\0]")
 # Reserved on Windows with any extension.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(?=\.|$)")
+
+
+def plain_path(key: str) -> list[str]:
+    """The names from the base to the file of `key` where they are the segments as they are."""
+    names = key.split(":")
+    if names[0].lower() == PRIVATE:  # however it is written, for file systems that fold case
+        raise InvalidKeyError(f"{PRIVATE} is the driver's own directory", key=key)
+    if any(len(os.fsencode(name)) > _MAX_PLAIN for name in names):
+        raise InvalidKeyError(f"the name of a file has at most {_MAX_PLAIN} bytes", key=key)
+    return names
 
 
 def tree_path(key: str) -> list[str]:
     """The names from the base to the file of `key`."""
     *folders, last = key.split(":")
-    return [*tree_folders(":".join(folders)), *_names(last, SUFFIX)]
+    return [*tree_folders(":".join(folders)), *segment_path(last, folder=False)]
 
 
 def tree_folders(base: str) -> list[str]:
     """The names from the driver's base to the directory of the keys below `base`."""
-    return [name for segment in base.split(":") for name in _names(segment, "")] if base else []
+    return [name for segment in base.split(":") for name in segment_path(segment, folder=True)] if base else []
+
+
+def segment_path(segment: str, *, folder: bool) -> list[str]:
+    """The names of one segment, most often one."""
+    *parts, last = _parts(segment)
+    return [*(_escape(part, MORE) for part in parts), _escape(last, "" if folder else SUFFIX)]
 
 
 def tree_text(name: str, *, folder: bool) -> tuple[str, bool] | None:
@@ -42,12 +63,9 @@ def tree_text(name: str, *, folder: bool) -> tuple[str, bool] | None:
     bare = name[: -len(MORE)] if more else name if folder else name[: -len(SUFFIX)]
     text = unquote(bare, errors="replace")
     suffix = MORE if more else "" if folder else SUFFIX
-    return (text, more) if bare and _escape(text, suffix) == name else None
-
-
-def _names(segment: str, suffix: str) -> list[str]:
-    *parts, last = _parts(segment)
-    return [*(_escape(part, MORE) for part in parts), _escape(last, suffix)]
+    if not bare or text in (".", "..") or _SEPARATOR.search(text) or _escape(text, suffix) != name:
+        return None
+    return text, more
 
 
 def _parts(segment: str) -> Iterator[str]:

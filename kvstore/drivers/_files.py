@@ -1,0 +1,230 @@
+"""Files below a base: each read whole and replaced in one step, and never through a link that leads out of the base."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from secrets import token_hex
+
+from kvstore.drivers._base import FOLDER, Base
+from kvstore.errors import BackendError, InvalidKeyError, KVStoreError, UnsupportedOperation
+
+ABSENT = (errno.ENOENT, errno.ENOTDIR)
+"""What the system says where there is no such file."""
+
+_TEMPORARY = re.compile(r"[0-9a-f]{16}")
+
+
+@contextmanager
+def told(path: str, key: str | None = None) -> Iterator[None]:
+    """What goes wrong inside, as an error of kvstore that names `key`. `path`: where the system does not say."""
+    try:
+        yield
+    except KVStoreError as error:
+        raise error.at(None, key) from error.__cause__
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidKeyError("the file system has no room for so long a name", key=key) from error
+        where = error.filename if isinstance(error.filename, str) and os.path.isabs(error.filename) else path
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise BackendError(f"{where}: {'the disk is full' if full else error.strerror or error}", key=key) from error
+
+
+class Files:
+    """The files below `base`, each by its names from there. Who writes holds the lock of the base."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._temporary = os.path.join(base.private, "tmp")
+        self._swept = False
+
+    def path(self, names: Sequence[str]) -> str:
+        return os.path.join(self._base.path, *names)
+
+    @contextmanager
+    def opened(self, names: Sequence[str]) -> Iterator[int | None]:
+        """The descriptor of a file, None where there is none."""
+        path = self.path(names)
+        try:
+            # Not blocking: a pipe that somebody put here would wait for its other end.
+            descriptor: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise BackendError(f"{path} is no file") from error
+            if error.errno not in ABSENT:
+                raise
+            descriptor = None
+        if descriptor is None:
+            yield None
+            return
+        try:
+            self._base.check_inside(descriptor, path)
+            kind = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+                raise BackendError(f"{path} is no file")
+            yield descriptor if stat.S_ISREG(kind) else None
+        finally:
+            os.close(descriptor)
+
+    def read(self, names: Sequence[str]) -> bytes | None:
+        """A whole file, None where there is none."""
+        with self.opened(names) as descriptor:
+            if descriptor is None:
+                return None
+            left = os.fstat(descriptor).st_size
+            pieces = []
+            while piece := os.read(descriptor, max(left, 1 << 16)):
+                pieces.append(piece)
+                left -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def replace(self, names: Sequence[str], data: bytes, *, absent: bool = False, mtime: int | None = None) -> None:
+        """Writes a file in one step. `mtime`: in nanoseconds, instead of now.
+
+        With `absent` it raises `FileExistsError` where there is one, even one of a program that does not know our lock.
+        A directory is an `IsADirectoryError` in either case.
+        """
+        *folders, name = names
+        temporary = self._write_temporary(data, mtime, self.path(names))
+        try:
+            parent = self._folder(folders)
+            try:
+                if absent:
+                    self._link(temporary, name, parent)
+                else:
+                    os.replace(temporary, name, dst_dir_fd=parent)
+                if self._base.fsync:
+                    os.fsync(parent)
+            finally:
+                os.close(parent)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+    def _link(self, temporary: str, name: str, parent: int) -> None:
+        try:
+            os.link(temporary, name, dst_dir_fd=parent)
+        except FileExistsError as error:
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name) from error
+            raise
+        os.unlink(temporary)
+
+    def check_room(self, together: Mapping[str, Sequence[str]]) -> None:
+        """Raises where one name would be needed for a file and for a directory. `together`: names by key, written as one."""
+        taken = {tuple(names) for names in together.values()}
+        for key, names in together.items():
+            path = self.path(names)
+            try:
+                in_the_way = any(tuple(names[:depth]) in taken for depth in range(1, len(names)))
+                is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+            except NotADirectoryError:
+                in_the_way = True
+            except OSError:  # it is not there yet
+                is_folder = False
+            if in_the_way:
+                raise UnsupportedOperation(
+                    f"a file is in the way of {path}; layout='plain' can't keep keys below a key", key=key
+                )
+            if is_folder:
+                raise UnsupportedOperation(
+                    f"{path} is a directory; layout='plain' can't keep a key beside keys below it", key=key
+                )
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Unlinks a file, if it is one, and the directories that it leaves empty."""
+        *folders, name = names
+        path = self.path(folders)
+        try:
+            parent = os.open(path, FOLDER)
+        except OSError as error:
+            if error.errno in ABSENT:
+                return
+            raise
+        try:
+            self._base.check_inside(parent, path)
+            os.unlink(name, dir_fd=parent)
+            if self._base.fsync:
+                os.fsync(parent)
+        except FileNotFoundError:
+            return
+        except OSError:
+            if os.path.isdir(self.path(names)):
+                return
+            raise
+        finally:
+            os.close(parent)
+        with suppress(OSError):  # the first that is not empty
+            while folders:
+                os.rmdir(self.path(folders))
+                folders.pop()
+
+    def sweep(self) -> None:
+        """Once, before the first write: what is being written while we hold the lock is written by one that is dead."""
+        if not self._swept:
+            self._swept = True
+            with suppress(OSError):  # it is in nobody's way
+                for name in os.listdir(self._temporary):
+                    if _TEMPORARY.fullmatch(name):
+                        os.unlink(os.path.join(self._temporary, name))
+
+    def _write_temporary(self, data: bytes, mtime: int | None, target: str) -> str:
+        path = os.path.join(self._temporary, token_hex(8))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            self._base.make(self._temporary)
+            descriptor = os.open(path, flags, 0o666)
+        try:
+            with suppress(OSError):  # whoever was kept from reading the old file is kept from the new one
+                os.fchmod(descriptor, os.stat(target).st_mode & 0o777)
+            left = memoryview(data)
+            while left:
+                left = left[os.write(descriptor, left) :]
+            # The clock of the file system ticks too slowly to tell two writes apart.
+            mtime = time.time_ns() if mtime is None else mtime
+            os.utime(descriptor, ns=(mtime, mtime))
+            if self._base.fsync:
+                os.fsync(descriptor)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(descriptor)
+        return path
+
+    def _folder(self, names: Sequence[str]) -> int:
+        """A descriptor of the directory that a file goes into, which is made where it is missing."""
+        path = self.path(names)
+        try:
+            folder = os.open(path, FOLDER)
+        except FileNotFoundError:
+            folder = self._make(names)
+        try:
+            self._base.check_inside(folder, path)
+        except KVStoreError:
+            os.close(folder)
+            raise
+        return folder
+
+    def _make(self, names: Sequence[str]) -> int:
+        folder = os.open(self._base.path, FOLDER)
+        for depth, name in enumerate(names):
+            try:
+                self._base.check_inside(folder, self.path(names[:depth]))  # before anything is made there
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=folder)
+                    if self._base.fsync:
+                        os.fsync(folder)
+                inner = os.open(name, FOLDER, dir_fd=folder)
+            finally:
+                os.close(folder)
+            folder = inner
+        return folder
