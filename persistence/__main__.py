@@ -72,7 +72,7 @@ async def _run(options: argparse.Namespace) -> int:
             case "show":
                 await _show(persistence, options.session, options.last)
             case "export":
-                sys.stdout.write(orjson.dumps(await _export(persistence), option=orjson.OPT_INDENT_2).decode() + "\n")
+                sys.stdout.write(orjson.dumps(await exported(persistence), option=orjson.OPT_INDENT_2).decode() + "\n")
     return 0
 
 
@@ -134,7 +134,7 @@ def _brief(value: object, width: int = 100) -> str:
     return textwrap.shorten("".join(c if c.isprintable() else " " for c in text), width, placeholder=" …")
 
 
-async def _export(persistence: Persistence) -> dict[str, Any]:
+async def exported(persistence: Persistence) -> dict[str, Any]:
     export: dict[str, Any] = {}
     kinds: dict[str, Repository[Any]] = {
         "containers": persistence.containers,

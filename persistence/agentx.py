@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,18 @@ from kvstore.storage import Storage
 from kvstore.values import MISSING, decode
 from persistence.messages import encode_message
 from persistence.persistence import Persistence
+from persistence.records import Container, Image, Session
 from persistence.repository import Repository
+from persistence.shape import Shape
 
 Source = str | os.PathLike[str] | Mapping[str, str] | Storage
 """A SQLite file, a directory, a `.jsonl` file of `{"key", "value"}`, a mapping of keys to texts, or a Storage with the keys."""
 
-_KINDS = {"containers": "containerId", "images": "imageId", "sessions": "sessionId"}
+_KINDS: dict[str, tuple[str, Shape[Any]]] = {
+    "containers": ("containerId", Shape(Container)),
+    "images": ("imageId", Shape(Image)),
+    "sessions": ("sessionId", Shape(Session)),
+}
 _OURS = re.compile(r"(?:(.*?):)?(?:containers|images|sessions|messages|idx):")
 
 
@@ -108,11 +114,11 @@ async def import_agentx(
 async def _import_record(
     repository: Repository[Any], kind: str, document: dict[str, Any], report: ImportReport, overwrite: bool
 ) -> None:
-    key = f"{kind}:{document[_KINDS[kind]]}"
     shape = repository.table.shape
+    key = shape.key(document[_KINDS[kind][0]])
     try:
         record = shape.record(key, document)
-        there = await repository.table.get(shape.key(document[_KINDS[kind]]))
+        there = await repository.table.get(key)
         if there == shape.document(record, createdAt=0, updatedAt=0):
             report.already_there += 1
         elif there is MISSING or overwrite:
@@ -178,8 +184,8 @@ def _sorted_out(texts: Mapping[str, str | None]) -> AgentXStore:
             continue  # unstorage's own metadata
         if kind in _KINDS:
             try:
-                document = _object(text, _KINDS[kind])
-                if found[kind].setdefault(document[_KINDS[kind]], document) is not document:
+                document = _record(text, *_KINDS[kind])
+                if found[kind].setdefault(document[_KINDS[kind][0]], document) is not document:
                     raise CorruptValueError("another record has the same id")
             except KVStoreError as error:
                 store.problems.append(Problem(key, error.message))
@@ -188,7 +194,7 @@ def _sorted_out(texts: Mapping[str, str | None]) -> AgentXStore:
         elif kind != "idx":
             store.problems.append(Problem(key, "keys of this kind are not known"))
     for kind, records in found.items():
-        setattr(store, kind, export_order(list(records.values()), _KINDS[kind]))
+        setattr(store, kind, export_order(list(records.values()), _KINDS[kind][0]))
     logs = {session_id: rewritten(f"messages:{session_id}") for session_id in sorted(found["sessions"])}
     for key in lists.keys() - logs.values():
         logs.setdefault(key.partition(":")[2], key)
@@ -199,10 +205,11 @@ def _sorted_out(texts: Mapping[str, str | None]) -> AgentXStore:
     return store
 
 
-def _object(text: str | None, member: str) -> dict[str, Any]:
+def _record(text: str | None, member: str, shape: Shape[Any]) -> dict[str, Any]:
     document = _json(text)
     if not isinstance(document, dict) or not isinstance(document.get(member), str):
         raise CorruptValueError(f"the value is no object with a text {member!r}")
+    shape.record(shape.key(document[member]), document)
     return document
 
 
@@ -250,26 +257,31 @@ def _read_path(path: Path) -> dict[str, str | None]:
     path = path.expanduser()
     try:
         if path.is_dir():
-            return dict(_read_directory(path))
+            return _read_directory(path)
         with path.open("rb") as file:
             if file.read(16) == b"SQLite format 3\0":
                 return _read_sqlite(path)
         if path.suffix == ".jsonl":
-            lines = [decode(line) for line in path.read_bytes().splitlines() if line.strip()]
-            return {line["key"]: line["value"] for line in lines}
+            return _read_lines(path)
     except OSError as error:
         raise BackendError(f"{path} can't be read: {error.strerror}", operation="import_agentx") from error
-    except (KVStoreError, TypeError, KeyError) as error:
-        raise ConfigError(f'{path} is no dump of lines like {{"key": …, "value": …}}: {error}') from error
     raise ConfigError(f"{path} is no SQLite file, no directory and no .jsonl dump")
 
 
-def _read_directory(path: Path) -> Iterator[tuple[str, str | None]]:
-    for folder, _, names in os.walk(path):
-        for name in names:
-            file = Path(folder, name)
-            if file.is_file():
-                yield ":".join(file.relative_to(path).parts), _text(file.read_bytes())
+def _read_lines(path: Path) -> dict[str, str | None]:
+    try:
+        lines = [decode(line) for line in path.read_bytes().splitlines() if line.strip()]
+        return {line["key"]: line["value"] for line in lines}
+    except (KVStoreError, TypeError, KeyError) as error:
+        raise ConfigError(f'{path} is no dump of lines like {{"key": …, "value": …}}: {error}') from error
+
+
+def _read_directory(path: Path) -> dict[str, str | None]:
+    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    texts = {":".join(file.relative_to(path).parts): _text(file.read_bytes()) for file in files if file.is_file()}
+    if not any(map(_OURS.match, texts)):
+        raise ConfigError(f"{path} has no key of the original, such as the file images/ID")
+    return texts
 
 
 def _read_sqlite(path: Path) -> dict[str, str | None]:
