@@ -18,6 +18,7 @@ from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, KVS
 
 MAX_BATCH_KEYS = 1000
 MAX_BATCH_BYTES = 8 * 2**20
+ANSWERS_PER_PASS = 200
 
 Notify = Callable[[Sequence[Write], Sequence[bool]], None]
 _Kind = Literal["read", "has", "write", "turn"]
@@ -398,17 +399,20 @@ class Coalescer:
             outcomes = await self._run_singly(kind, calls, backend_error(error))
         finally:
             self._flying.pop(kind, None)
-        for call, outcome in zip(calls, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                if not call.done.done():
-                    call.done.set_exception(backend_error(outcome))
-                continue
-            if kind == "write" and self._notify is not None and outcome is not None:
-                self._notify(call.writes, outcome)
-            if not call.done.done():
-                call.done.set_result(outcome)
         if self._pending:
             self._dispatch()
+        if kind == "write" and self._notify is not None:
+            for call, outcome in zip(calls, outcomes, strict=True):
+                if isinstance(outcome, list):
+                    self._notify(call.writes, outcome)
+        for place, (call, outcome) in enumerate(zip(calls, outcomes, strict=True), start=1):
+            if not call.done.done():
+                if isinstance(outcome, Exception):
+                    call.done.set_exception(backend_error(outcome))
+                else:
+                    call.done.set_result(outcome)
+            if place % ANSWERS_PER_PASS == 0:  # or a thousand tasks would all go on in one pass
+                await asyncio.sleep(0)
 
     async def _run(self, kind: _Kind, calls: Sequence[_Call[Any]]) -> Sequence[Any]:
         if kind == "write":

@@ -10,7 +10,7 @@ import pkgutil
 import re
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -126,7 +126,9 @@ def _check_options(cls: type[Driver], options: Mapping[str, Any], *, complete: b
         try:
             msgspec.convert(value, hints.get(option, Any))
         except msgspec.ValidationError as error:
-            raise ConfigError(f"option {option!r} is wrong: {error}", driver=name) from None
+            choices = typing.get_args(hints[option]) if typing.get_origin(hints[option]) is Literal else ()
+            named = f"; there are {', '.join(map(repr, choices))}" if choices else ""
+            raise ConfigError(f"option {option!r} is wrong: {error}{named}", driver=name) from None
         except TypeError:
             continue  # a type that msgspec does not know, such as a path or a client: the driver checks it
 

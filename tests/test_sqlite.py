@@ -1,0 +1,539 @@
+"""What is the SQLite driver's own: other processes, the disk, damage, the schema. The kit has the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fs_helpers import HERE, in_directory, leaves_the_loop_free, process, rounds, said, small_disk, tell
+
+from kvstore import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigError,
+    CorruptValueError,
+    KVStoreError,
+    Storage,
+    create_storage,
+)
+from kvstore.drivers.sqlite import SCHEMA_VERSION, SqliteDriver
+from kvstore.testing import FakeClock
+
+MODES = pytest.mark.parametrize("synchronous", ["full", "normal"])
+
+
+def opened(path: Path, **options: Any) -> Storage:
+    path.mkdir(exist_ok=True)
+    return create_storage("sqlite", path=path / "app.db", **options)
+
+
+def rows(path: Path, sql: str = "SELECT key, value FROM kvstore ORDER BY key") -> list[Any]:
+    """What any SQLite tool sees."""
+    with closing(sqlite3.connect(path / "app.db")) as connection:
+        return connection.execute(sql).fetchall()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the file locked until it is told to release it."""
+    with process("sqlite_process.py", "lock", path / "app.db") as holder:
+        assert said(holder) == "locked"
+        yield holder
+
+
+# Locked by another process
+
+
+@MODES
+def test_L2_a_file_locked_for_a_while_delays_and_neither_fails_nor_holds_the_event_loop(
+    tmp_path: Path, synchronous: str
+) -> None:
+    async def main() -> None:
+        async with opened(tmp_path, synchronous=synchronous) as storage:
+            await storage.set_items({f"key:{number}": 0 for number in range(1000)})
+            round_number = 0
+
+            async def crowd() -> None:
+                nonlocal round_number
+                round_number += 1
+                with ExitStack() as stack:
+                    holder = await asyncio.to_thread(stack.enter_context, locked(tmp_path))
+                    asyncio.get_running_loop().call_later(1.5, tell, holder, "release")
+
+                    async def one(number: int) -> None:
+                        await storage.set_item(f"key:{number}", round_number)
+                        assert await storage.get_item(f"key:{number}") == round_number
+
+                    await asyncio.gather(*map(one, range(1000)))
+
+            await leaves_the_loop_free(crowd)
+
+    asyncio.run(main())
+
+
+@MODES
+def test_E1_a_file_locked_for_longer_is_a_timeout_and_nothing_is_written_then_or_later(
+    tmp_path: Path, synchronous: str
+) -> None:
+    async def main() -> None:
+        async with opened(tmp_path, timeout=0.2, synchronous=synchronous) as storage:
+            await storage.set_item("key", "old")
+            with locked(tmp_path) as holder:
+                with pytest.raises(BackendTimeout, match=r"locked by another program for 0.2 seconds") as caught:
+                    await storage.set_item("key", "new")
+                assert (caught.value.operation, caught.value.key, caught.value.driver) == ("set_item", "key", "sqlite")
+                tell(holder, "release")
+                assert said(holder) == "released"
+            assert await storage.get_item("key") == "old"
+            await storage.set_item("key", "newer")
+            assert await storage.get_item("key") == "newer"
+
+    asyncio.run(main())
+
+
+@MODES
+def test_A3_a_write_after_a_cancelled_one_wins(tmp_path: Path, synchronous: str) -> None:
+    async def main() -> None:
+        async with opened(tmp_path, synchronous=synchronous) as storage:
+            await storage.set_item("key", 0)
+            with locked(tmp_path) as holder:
+                cancelled = asyncio.create_task(storage.set_item("key", "cancelled"))
+                await asyncio.sleep(0.01)
+                cancelled.cancel()
+                later = asyncio.create_task(storage.set_item("key", "later"))
+                await asyncio.sleep(0.01)
+                tell(holder, "release")
+                await later
+            assert await storage.get_item("key") == "later"
+            await storage.set_item("other", 1)
+            assert await storage.get_item("key") == "later"
+
+    asyncio.run(main())
+
+
+# The end of a process
+
+
+def test_A1_killed_writers_lose_nothing_acknowledged_and_leave_nothing_half_written(tmp_path: Path) -> None:
+    """Four processes write, one of them is killed, round after round."""
+    path = tmp_path / "app.db"
+    written: dict[str, int] = {}
+    with ExitStack() as stack:
+        running: list[tuple[str, subprocess.Popen[str]]] = []
+        for number in range(rounds(6) + 3):
+            name = f"w{number}"
+            running.append((name, stack.enter_context(process("sqlite_process.py", "write", path, name))))
+            if len(running) < 4:
+                continue
+            for other, writer in running:
+                written[other] = int(said(writer))
+            name, victim = running.pop(0)
+            victim.send_signal(signal.SIGKILL)
+            assert victim.stdout is not None
+            for line in victim.stdout.read().splitlines():
+                written[name] = int(line)
+            victim.wait()
+        for name, writer in running:
+            writer.kill()
+            assert writer.stdout is not None
+            written[name] = max([written.get(name, -1), *map(int, writer.stdout.read().split())])
+
+    async def look() -> None:
+        async with create_storage("sqlite", path=path) as storage:
+            acknowledged = 0
+            for name, last in written.items():
+                keys = await storage.get_items([f"{name}:{number:06}" for number in range(last + 1)])
+                assert [value and value[0] for value in keys.values()] == list(range(last + 1))
+                pair = await storage.get_items([f"{name}:left", f"{name}:right"])
+                assert pair[f"{name}:left"] == pair[f"{name}:right"], "a commit is all or nothing"
+                acknowledged += last + 1
+            assert await storage.get_item("counter") >= acknowledged
+
+    asyncio.run(look())
+    assert rows(tmp_path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@MODES
+def test_L1_a_storage_that_is_never_closed_loses_nothing_and_holds_up_no_exit(tmp_path: Path, synchronous: str) -> None:
+    command = [sys.executable, HERE / "sqlite_process.py", "forget", tmp_path / "app.db", synchronous]
+    subprocess.run(command, check=True, timeout=30)
+    assert len(rows(tmp_path)) == 200
+
+
+def test_several_processes_create_one_file_at_once(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        creators = [
+            stack.enter_context(process("sqlite_process.py", "create", tmp_path / "app.db", f"p{number}"))
+            for number in range(4)
+        ]
+        for creator in creators:
+            tell(creator, "go")
+        assert [said(creator) for creator in creators] == ["done"] * 4
+    assert [key for key, _ in rows(tmp_path)] == ["p0", "p1", "p2", "p3"]
+
+
+@in_directory
+async def test_two_storages_of_one_process_see_each_others_writes_at_once(path: Path) -> None:
+    async with opened(path) as one, opened(path, synchronous="normal") as other:
+        for number in range(50):
+            await one.set_item("key", number)
+            assert await other.get_item("key") == number
+            await other.set_item("key", -number)
+            assert await one.get_item("key") == -number
+
+
+# The disk
+
+
+@in_directory
+async def test_a_full_disk_is_told_keeps_what_was_there_and_works_again_when_there_is_room(path: Path) -> None:
+    with small_disk(path, "1m"):
+        async with opened(path) as storage:
+            await storage.set_item("key", "old")
+            (path / "ballast").write_bytes(bytes(600_000))
+            with pytest.raises(BackendError, match=r"disk of .* is full; nothing was written") as caught:
+                await storage.set_item_raw("key", os.urandom(500_000))
+            assert (caught.value.key, caught.value.driver) == ("key", "sqlite")
+            assert await storage.get_item("key") == "old"
+            (path / "ballast").unlink()
+            await storage.set_item("key", "new")
+            assert await storage.get_item("key") == "new"
+
+
+@in_directory
+async def test_a_directory_that_can_only_be_read_gives_a_clear_error_for_every_write(path: Path) -> None:
+    with small_disk(path, "1m") as remount:
+        async with opened(path) as storage:
+            await storage.set_item("key", 1)
+        remount("ro")
+        try:
+            async with opened(path) as storage:
+                for call in (storage.set_item("key", 2), storage.remove_item("key"), storage.clear()):
+                    with pytest.raises(BackendError, match=r"only be read|can't be opened|[Rr]ead-?only"):
+                        await call
+        finally:
+            remount("rw")
+        async with opened(path) as storage:
+            assert await storage.get_item("key") == 1
+
+
+@pytest.mark.parametrize("name", ["missing/app.db", "", "folder"])
+def test_a_path_that_cannot_be_a_file_is_unavailable_and_says_so(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+
+    async def main() -> None:
+        async with create_storage("sqlite", path=path) as storage:
+            for _ in range(2):
+                with pytest.raises(BackendUnavailable, match="can't be opened") as caught:
+                    await storage.get_item("key")
+                assert str(path) in str(caught.value)
+
+    asyncio.run(main())
+
+
+@in_directory
+async def test_a_directory_that_comes_later_is_used_then(path: Path) -> None:
+    async with create_storage("sqlite", path=path / "app.db") as storage:
+        with pytest.raises(BackendUnavailable):
+            await storage.set_item("key", 1)
+        path.mkdir()
+        await storage.set_item("key", 1)
+        assert await storage.get_item("key") == 1
+
+
+# Damage
+
+
+@in_directory
+async def test_a_file_that_is_no_database_is_corrupt_and_left_as_it_was(path: Path) -> None:
+    path.mkdir()
+    (path / "app.db").write_bytes(b"anything but a database " * 400)
+    before = (path / "app.db").read_bytes()
+    async with opened(path) as storage:
+        for call in (storage.get_item("key"), storage.set_item("key", 1), storage.get_keys()):
+            with pytest.raises(CorruptValueError, match="damaged or no SQLite database") as caught:
+                await call
+            assert caught.value.driver == "sqlite"
+    assert (path / "app.db").read_bytes() == before
+
+
+@in_directory
+async def test_pages_that_were_overwritten_raise_and_are_never_taken_for_nothing(path: Path) -> None:
+    async with opened(path) as storage:
+        await storage.set_items({f"key:{number:04}": "x" * 500 for number in range(2000)})
+    data = bytearray((path / "app.db").read_bytes())
+    data[8192:] = b"\xaa" * (len(data) - 8192)
+    (path / "app.db").write_bytes(data)
+    async with opened(path) as storage:
+        for call in (storage.get_item("key:1000"), storage.get_keys(), storage.get_items(["key:1000", "key:1001"])):
+            with pytest.raises(CorruptValueError, match="damaged") as caught:
+                await call
+            assert caught.value.driver == "sqlite"
+    assert (path / "app.db").read_bytes()[8192:] == data[8192:]
+
+
+@in_directory
+async def test_a_row_that_somebody_broke_raises_by_its_key_and_is_left(path: Path) -> None:
+    async with opened(path) as storage:
+        await storage.set_items({"json": 1, "text": 2, "number": 3, "good": 4})
+        with closing(sqlite3.connect(path / "app.db")) as connection:
+            connection.execute("UPDATE kvstore SET value = x'7b' WHERE key = 'json'")
+            connection.execute("UPDATE kvstore SET value = 'ä' WHERE key = 'text'")
+            connection.execute("UPDATE kvstore SET value = 17 WHERE key = 'number'")
+            connection.commit()
+        for key in ("json", "text"):
+            with pytest.raises(CorruptValueError) as caught:
+                await storage.get_item(key)
+            assert (caught.value.key, caught.value.driver) == (key, "sqlite")
+        assert await storage.get_item_raw("text") == "ä".encode()
+        assert await storage.get_item_raw("number") == b"17"  # as it reads in the shell
+        assert await storage.get_item("good") == 4
+    assert dict(rows(path))["json"] == b"{"
+
+
+# The schema
+
+
+@in_directory
+async def test_the_file_reads_well_in_any_sqlite_tool(path: Path) -> None:
+    async with opened(path) as storage:
+        await storage.set_items({"a:b": {"x": 1}, "a": "text"})
+    assert rows(path) == [("a", b'"text"'), ("a:b", b'{"x":1}')]
+    assert rows(path, "SELECT * FROM kvstore_schema") == [("kvstore", SCHEMA_VERSION)]
+    assert rows(path, "SELECT json_extract(CAST(value AS TEXT), '$.x') FROM kvstore WHERE key = 'a:b'") == [(1,)]
+
+
+@in_directory
+async def test_a_newer_schema_is_refused_and_left(path: Path) -> None:
+    async with opened(path) as storage:
+        await storage.set_item("key", 1)
+    with closing(sqlite3.connect(path / "app.db")) as connection:
+        connection.execute("UPDATE kvstore_schema SET version = 99")
+        connection.commit()
+    async with opened(path) as storage:
+        for call in (storage.get_item("key"), storage.set_item("key", 2)):
+            with pytest.raises(BackendError, match="schema version 99, written by a newer kvstore"):
+                await call
+    assert rows(path) == [("key", b"1")]
+
+
+@in_directory
+async def test_another_programs_table_of_that_name_is_refused_and_its_others_are_left(path: Path) -> None:
+    path.mkdir()
+    with closing(sqlite3.connect(path / "app.db")) as connection:
+        connection.execute("CREATE TABLE kvstore (theirs)")
+        connection.execute("INSERT INTO kvstore VALUES ('kept')")
+        connection.commit()
+    async with opened(path) as storage:
+        with pytest.raises(BackendError, match="another program's; choose another `table`"):
+            await storage.set_item("key", 1)
+    async with opened(path, table="ours") as storage:
+        await storage.set_item("key", 1)
+        assert await storage.clear() == 1
+    assert rows(path, "SELECT * FROM kvstore") == [("kept",)]
+
+
+@in_directory
+async def test_tables_in_one_file_are_stores_of_their_own(path: Path) -> None:
+    async with opened(path) as storage:
+        storage.mount("other", "sqlite", path=path / "app.db", table="other")
+        await storage.set_items({"key": 1, "other:key": 2})
+        assert await storage.clear("other") == 1
+        assert await storage.get_keys() == ["key"]
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"path": ""}, "path"),
+        ({"path": "a\0b"}, "path"),
+        ({"path": "x.db", "synchronous": "off"}, "'full', 'normal'"),
+        ({"path": "x.db", "timeout": 0}, "positive"),
+        ({"path": "x.db", "timeout": float("nan")}, "positive"),
+        ({"path": "x.db", "table": 'x"; DROP TABLE y; --'}, "plain name"),
+        ({"path": "x.db", "table": "sqlite_master"}, "plain name"),
+        ({"path": "x.db", "tabel": "x"}, "did you mean 'table'"),
+        ({}, "path"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        create_storage("sqlite", **options)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://host/x.db",
+        "sqlite://",
+        "sqlite:///x.db?synchronous=never",
+        "sqlite:///x.db?typo=1",
+        "sqlite:///x.db?timeout=y",
+    ],
+)
+def test_a_wrong_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError):
+        create_storage(url)
+
+
+@in_directory
+async def test_a_url_names_file_and_options(path: Path) -> None:
+    path.mkdir()
+    async with create_storage(f"sqlite:///{path}/with%20space.db?synchronous=normal&timeout=1.5&table=t") as storage:
+        await storage.set_item("key", 1)
+    assert (path / "with space.db").is_file()
+    async with create_storage("sqlite:///:memory:") as storage:
+        await storage.set_item("key", 1)
+        assert await storage.get_keys() == ["key"]
+        assert not storage.get_mount("key").capabilities.persistent
+
+
+# Space and speed
+
+
+@in_directory
+async def test_T2_expired_rows_leave_the_file_without_the_users_doing(path: Path) -> None:
+    async with opened(path) as storage:
+        await storage.set_items({f"gone:{number}": 1 for number in range(1500)}, ttl=0.01)
+        await storage.set_item("kept", 1, ttl=3600)
+        async with asyncio.timeout(10):
+            while len(rows(path)) > 1:
+                await asyncio.sleep(0.05)
+        assert await storage.get_keys() == ["kept"]
+
+
+@in_directory
+async def test_T2_what_expired_while_nobody_was_there_leaves_soon_after_the_file_is_opened(path: Path) -> None:
+    driver = SqliteDriver(_made(path) / "app.db")
+    driver.clock = FakeClock(1_000_000)
+    async with create_storage(driver) as storage:
+        await storage.set_items({f"gone:{number}": 1 for number in range(10)}, ttl=60)
+    async with opened(path) as storage:
+        assert await storage.get_keys() == []
+        async with asyncio.timeout(10):
+            while rows(path):
+                await asyncio.sleep(0.05)
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@in_directory
+async def test_a_thousand_writes_at_once_share_a_few_commits(path: Path) -> None:
+    async with opened(path) as storage:
+        await storage.set_item("first", 1)
+        driver = storage.get_mount("first").driver
+        assert isinstance(driver, SqliteDriver)
+        commits: list[str] = []
+        assert driver._writer is not None
+        driver._writer.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+        await asyncio.gather(*(storage.set_item(f"key:{number}", number) for number in range(1000)))
+        assert len(commits) <= 4
+        driver._writer.set_trace_callback(None)
+
+
+@MODES
+def test_the_log_does_not_grow_without_end(tmp_path: Path, synchronous: str) -> None:
+    async def main() -> None:
+        async with opened(tmp_path, synchronous=synchronous) as storage:
+            largest = 0
+            for _ in range(60):
+                await asyncio.gather(*(storage.set_item_raw(f"key:{key}", os.urandom(20_000)) for key in range(20)))
+                for key in range(5):
+                    await storage.set_item_raw(f"one:{key}", os.urandom(20_000))
+                largest = max(largest, (tmp_path / "app.db-wal").stat().st_size)
+            assert largest < 16 * 2**20, f"30 MB were written, and the log has {largest:,} bytes"
+
+    asyncio.run(main())
+
+
+@in_directory
+async def test_a_large_value_is_written_and_read_whole(path: Path) -> None:
+    data = os.urandom(30 * 2**20)
+    async with opened(path) as storage:
+
+        async def there_and_back() -> None:
+            await storage.set_item_raw("large", data)
+            assert await storage.get_item_raw("large") == data
+
+        await leaves_the_loop_free(there_and_back)
+
+
+# Event loops and threads
+
+
+def test_L1_an_event_loop_that_was_abandoned_is_followed_by_another(tmp_path: Path) -> None:
+    storage = opened(tmp_path)
+    for number in range(3):
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(storage.set_item(f"key:{number}", number))
+        while not task.done():
+            loop.run_until_complete(asyncio.sleep(0.001))
+        left = loop.create_task(storage.set_item("left", number))
+        loop.run_until_complete(asyncio.sleep(0))  # begun, and never waited for
+        left.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+    async def look() -> None:
+        async with storage:
+            assert await storage.get_keys("key") == ["key:0", "key:1", "key:2"]
+
+    asyncio.run(look())
+
+
+def test_A2_threads_with_storages_of_their_own_count_exactly(tmp_path: Path) -> None:
+    async def count() -> None:
+        async with opened(tmp_path) as storage:
+            for _ in range(50):
+                await storage.update_item("count", lambda value: value + 1, default=0)
+
+    threads = [threading.Thread(target=asyncio.run, args=(count(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rows(tmp_path) == [("count", b"200")]
+
+
+@in_directory
+async def test_a_closed_storage_leaves_one_file_and_no_thread(path: Path) -> None:
+    before = threading.active_count()
+    async with opened(path) as storage:
+        await storage.set_item("key", 1)
+        await storage.get_items(["key", "other"])
+    assert sorted(file.name for file in path.iterdir()) == ["app.db"]
+    async with asyncio.timeout(5):
+        while threading.active_count() > before:
+            await asyncio.sleep(0.01)
+
+
+@in_directory
+async def test_E1_no_error_is_swallowed_where_the_file_is_taken_away_while_it_is_open(path: Path) -> None:
+    async with opened(path) as storage:
+        await storage.set_item("key", 1)
+        for file in path.iterdir():
+            file.unlink()
+        try:
+            await storage.set_item("key", 2)
+        except KVStoreError:
+            pass
+        else:
+            assert await storage.get_item("key") == 2
