@@ -51,15 +51,20 @@ def fill(path: Path, files: dict[str, bytes]) -> None:
         file.write_bytes(data)
 
 
+def files(path: Path) -> list[Path]:
+    """All files below `path`, while others write there too."""
+    return sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+
+
 def found(path: Path) -> dict[str, bytes]:
     """The files below `path` that are not the driver's own."""
-    inside = (file for file in sorted(path.rglob("*")) if ".kvstore" not in file.relative_to(path).parts)
-    return {str(file.relative_to(path)): file.read_bytes() for file in inside if file.is_file()}
+    inside = {file.relative_to(path): file for file in files(path) if file.is_file()}
+    return {str(name): file.read_bytes() for name, file in inside.items() if ".kvstore" not in name.parts}
 
 
 def private(path: Path, folder: str) -> list[Path]:
     """The files in one of the driver's own directories."""
-    return [file for file in (path / ".kvstore" / folder).rglob("*") if file.is_file()]
+    return files(path / ".kvstore" / folder)
 
 
 @contextmanager

@@ -119,5 +119,5 @@ class Base:
     def _is_there(self, descriptor: int) -> bool:
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
-        except FileNotFoundError:
+        except OSError:  # opening it says why
             return False

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
 
 import msgspec
 
@@ -21,7 +20,6 @@ _MARK = b"#kvstore"
 _TAIL = 8 + len(_MARK)
 _GUESS = 512
 _LENGTH = re.compile(rb"[0-9a-f]{8}")
-_TOO_LONG = "the file ends in a footer that is longer than the file"
 
 
 class Footer(msgspec.Struct, frozen=True):
@@ -31,35 +29,23 @@ class Footer(msgspec.Struct, frozen=True):
     custom: str | None = None
 
 
-class Content(NamedTuple):
-    """A file taken apart."""
-
-    data: bytes
-    footer: Footer
-
-
 _NONE = Footer()
 _decode = msgspec.json.Decoder(Footer).decode
 
 
-def join(data: bytes, footer: Footer) -> bytes:
-    """What to put into the file."""
+def tail(data: bytes, footer: Footer) -> bytes:
+    """What to put behind the value `data`, empty where there is nothing to say."""
     if footer == _NONE and not data.endswith(_MARK):
-        return data
+        return b""
     text = b"\n" + msgspec.json.encode(footer)
-    return b"%b%b%08x%b" % (data, text, len(text), _MARK)
-
-
-def split(content: bytes) -> Content:
-    """A whole file taken apart. Raises `CorruptValueError` for a footer that can't be read."""
-    size = _size(content)
-    if size > len(content):
-        raise CorruptValueError(_TOO_LONG)
-    return Content(content, _NONE) if not size else Content(content[:-size], _parse(content[-size:-_TAIL]))
+    return b"%b%08x%b" % (text, len(text), _MARK)
 
 
 def read_footer(descriptor: int) -> tuple[int, Footer]:
-    """The size of the value and the footer, read from the end of an open file alone."""
+    """The size of the value and the footer, read from the end of an open file alone.
+
+    Raises `CorruptValueError` for a footer that can't be read.
+    """
     total = os.fstat(descriptor).st_size
     end = os.pread(descriptor, _GUESS, max(0, total - _GUESS))
     size = _size(end)
@@ -68,7 +54,7 @@ def read_footer(descriptor: int) -> tuple[int, Footer]:
     if size > len(end):
         end = os.pread(descriptor, size, max(0, total - size))
     if size > len(end):
-        raise CorruptValueError(_TOO_LONG)
+        raise CorruptValueError("the file ends in a footer that is longer than the file")
     return total - size, _parse(end[-size:-_TAIL])
 
 

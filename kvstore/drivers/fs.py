@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from kvstore.driver import PAGE, Batch, Capabilities, Driver, Expect, Stat, Write
 from kvstore.drivers import _footer
 from kvstore.drivers._base import Base
-from kvstore.drivers._files import Files, told
+from kvstore.drivers._files import Files, read, told
 from kvstore.drivers._footer import Footer
 from kvstore.drivers._markers import Markers
 from kvstore.drivers._paths import plain_path, tree_path
@@ -32,6 +32,7 @@ class _File(NamedTuple):
     about: os.stat_result
     size: int
     footer: Footer
+    data: bytes
 
 
 class FsDriver(Driver):
@@ -165,51 +166,42 @@ class FsDriver(Driver):
     def _names(self, key: str) -> list[str]:
         return plain_path(key) if self._plain else tree_path(key)
 
-    def _content(self, key: str) -> _footer.Content | None:
-        with told(self._base.path, key):
-            whole = self._files.read(self._names(key))
-            if whole is None:
-                return None
-            content = _footer.Content(whole, Footer()) if self._plain else _footer.split(whole)
-        return None if self._is_over(content.footer) else content
-
     def _read(self, key: str) -> bytes | None:
-        content = self._content(key)
-        return None if content is None else content.data
+        file = self._look(key, data=True)
+        return None if file is None else file.data
 
-    def _look(self, key: str) -> _File | None:
+    def _look(self, key: str, *, data: bool = False) -> _File | None:
+        """What is known of a key's file, None where there is none or it has expired. With `data` its value too."""
         with told(self._base.path, key), self._files.opened(self._names(key)) as descriptor:
             if descriptor is None:
                 return None
             about = os.fstat(descriptor)
             size, footer = (about.st_size, Footer()) if self._plain else _footer.read_footer(descriptor)
-        return None if self._is_over(footer) else _File(about, size, footer)
+            if footer.expires_at is not None and footer.expires_at <= self.clock():
+                return None
+            return _File(about, size, footer, read(descriptor, size) if data else b"")
 
     def _stat(self, key: str) -> Stat | None:
         file = self._look(key)
         if file is None:
             return None
-        about, size, footer = file
+        about, size, footer, _ = file
         etag = f"{about.st_mtime_ns:x}-{about.st_ino:x}-{about.st_size:x}"
         custom = None if footer.custom is None else footer.custom.encode()
         return Stat(size, etag, about.st_mtime_ns // 1_000_000, footer.expires_at, custom)
 
-    def _is_over(self, footer: Footer) -> bool:
-        return footer.expires_at is not None and footer.expires_at <= self.clock()
-
     def _keys(self, prefix: str, after: str | None = None, reverse: bool = False) -> Iterator[str]:
-        hidden = (
-            set()
-            if self._plain
-            else {key for path in self._markers.due(self.clock()) if self._is_gone(key := self._markers.key(path))}
-        )
+        due = () if self._plain else self._markers.due(self.clock())
+        hidden = {key for key in map(self._markers.key, due) if self._is_gone(key)}
         return (key for key in self._walk.keys(prefix, after, reverse) if key not in hidden)
 
     def _is_gone(self, key: str) -> bool:
         """Whether a key that a marker names is absent, though its file may be there."""
         try:
             return bool(key) and self._look(key) is None
-        except KVStoreError:
+        except KVStoreError as error:
+            if isinstance(error.__cause__, OSError):  # it can't be told
+                raise
             return False
 
     # Writing, with the base locked
@@ -257,7 +249,9 @@ class FsDriver(Driver):
         if footer.expires_at is not None:
             self._markers.add(key, footer.expires_at)
         try:
-            self._files.replace(names, data if self._plain else _footer.join(data, footer), absent=absent, mtime=mtime)
+            self._files.replace(
+                names, [data] if self._plain else [data, _footer.tail(data, footer)], absent=absent, mtime=mtime
+            )
         except FileExistsError as error:
             raise _TakenError from error
         if old is not None and old.expires_at != footer.expires_at:
@@ -273,10 +267,10 @@ class FsDriver(Driver):
 
         def locked() -> bool:
             with self._base.locked(), told(self._base.path, key):
-                file, content = self._look(key), self._content(key)
-                if file is None or content is None:
+                file = self._look(key, data=True)
+                if file is None:
                     return False
-                self._replace(key, content.data, change(content.footer), content.footer, mtime=file.about.st_mtime_ns)
+                self._replace(key, file.data, change(file.footer), file.footer, mtime=file.about.st_mtime_ns)
                 return True
 
         return await self._on(self._writing, locked)
