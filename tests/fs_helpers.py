@@ -1,38 +1,16 @@
-"""What the tests of the file driver share: a directory of their own, other processes in it, and a look at it from outside."""
+"""Directories of the file driver: made, filled by other programs, looked at, and locked."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import pytest
+from outside import files, process, said, tell
 
 from kvstore import Storage, create_storage
 from kvstore.drivers.fs import FsDriver
-
-DEADLINE = 120.0
-"""Seconds that no process of a test takes."""
-HERE = Path(__file__).parent
-
-
-def in_directory(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
-    """Runs `test` in an event loop of its own, on a directory that is not there yet."""
-
-    @wraps(test)
-    def run(tmp_path: Path) -> None:
-        asyncio.run(test(tmp_path / "store"))
-
-    del run.__wrapped__  # pytest would look for its arguments there
-    return run
 
 
 def tree(path: Path, **options: Any) -> Storage:
@@ -43,17 +21,12 @@ def plain(path: Path, **options: Any) -> Storage:
     return create_storage(FsDriver(path, layout="plain", **options))
 
 
-def fill(path: Path, files: dict[str, bytes]) -> None:
-    """Puts `files` there as any other program would."""
-    for name, data in files.items():
+def fill(path: Path, contents: dict[str, bytes]) -> None:
+    """Puts files there as any other program would."""
+    for name, data in contents.items():
         file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
-
-
-def files(path: Path) -> list[Path]:
-    """All files below `path`, while others write there too."""
-    return sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
 
 
 def found(path: Path) -> dict[str, bytes]:
@@ -68,89 +41,8 @@ def private(path: Path, folder: str) -> list[Path]:
 
 
 @contextmanager
-def process(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that runs a script of this directory. It is killed in the end, or where it says nothing any more."""
-    command = [sys.executable, str(HERE / script), *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
-        deadline = threading.Timer(DEADLINE, started.kill)
-        deadline.start()
-        try:
-            yield started
-        finally:
-            deadline.cancel()
-            started.kill()
-
-
-def said(started: subprocess.Popen[str]) -> str:
-    """The next line that a process says, empty where it has ended."""
-    output: IO[str] | None = started.stdout
-    assert output is not None
-    return output.readline().strip()
-
-
-def tell(started: subprocess.Popen[str], line: str) -> None:
-    """Says a line to a process."""
-    assert started.stdin is not None
-    started.stdin.write(line + "\n")
-    started.stdin.flush()
-
-
-@contextmanager
 def locked(path: Path) -> Iterator[Callable[[], None]]:
     """Another process holds the directory locked until it is called what is given here."""
     with process("fs_process.py", "lock", path) as holder:
         assert said(holder) == "locked"
         yield lambda: tell(holder, "release")
-
-
-async def longest_pause(work: Awaitable[object]) -> float:
-    """How long the event loop stood still while `work` was done, in seconds."""
-    longest, over = 0.0, False
-
-    async def tick() -> None:
-        nonlocal longest
-        while not over:
-            before = time.perf_counter()
-            await asyncio.sleep(0.001)
-            longest = max(longest, time.perf_counter() - before - 0.001)
-
-    ticker = asyncio.create_task(tick())
-    await asyncio.sleep(0)
-    try:
-        await work
-    finally:
-        over = True
-        await ticker
-    return longest
-
-
-async def leaves_the_loop_free(work: Callable[[], Awaitable[object]]) -> None:
-    """`work` never holds the event loop for 30 ms (L2). Again if it does: the machine may, but not every time."""
-    pauses = []
-    for _ in range(5):
-        pauses.append(await longest_pause(work()))
-        if pauses[-1] < 0.03:
-            return
-    raise AssertionError(f"the event loop was held for {pauses} seconds")
-
-
-@contextmanager
-def small_disk(path: Path, size: str = "256k") -> Iterator[Callable[[str], None]]:
-    """A file system of `size` at `path`. Called with options, it is mounted anew with them, such as `"ro"`."""
-    path.mkdir(parents=True, exist_ok=True)
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"mounting a tmpfs needs root: {made.stderr.strip()}")
-    try:
-        yield lambda options: void(subprocess.run(["mount", "-o", f"remount,{options}", path], check=True))
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
-
-
-def void(_: object) -> None:
-    """Nothing."""
-
-
-def rounds(few: int) -> int:
-    """How often to repeat what only fails now and then. `KVSTORE_TEST_ROUNDS` raises it."""
-    return max(few, int(os.environ.get("KVSTORE_TEST_ROUNDS", "0")))

@@ -15,24 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
 import pytest
-from fs_helpers import (
-    files,
-    fill,
-    found,
-    in_directory,
-    leaves_the_loop_free,
-    locked,
-    plain,
-    private,
-    process,
-    rounds,
-    said,
-    small_disk,
-    tell,
-    tree,
-)
+from fs_helpers import fill, found, locked, plain, private, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outside import files, in_directory, leaves_the_loop_free, process, rounds, said, small_disk, tell
 
 from kvstore import (
     BackendError,

@@ -403,9 +403,7 @@ def test_a_servers_clock_that_is_fast_is_noticed(tmp_path: Path) -> None:
         _suite(ServersClockIsFast).test_nothing_expires_early_or_stays_late(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "broken", [LikePrefix, MergesCase, ExpiresEarly, EmptyIsMissing, ForgetsExpect, LosesMetadata, NeverInline]
-)
+@pytest.mark.parametrize("broken", [LikePrefix, MergesCase, ExpiresEarly, EmptyIsMissing, ForgetsExpect, NeverInline])
 def test_the_state_machine_finds_broken_promises_too(broken: type[MemoryDriver]) -> None:
     quick = settings(
         max_examples=200,

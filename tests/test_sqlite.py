@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fs_helpers import HERE, in_directory, leaves_the_loop_free, process, rounds, said, small_disk, tell
+from outside import HERE, in_directory, leaves_the_loop_free, process, rounds, said, small_disk, tell
 
 from kvstore import (
     BackendError,
