@@ -126,7 +126,7 @@ class Driver(ABC):
 
     @abstractmethod
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
-        """At most `limit` keys that start with `prefix`, by code point, downwards if `reverse`.
+        """At most `limit` keys that start with `prefix`, by code point, downwards if `reverse`; fewer only where they end.
 
         They start behind `after`, a text that need not be a key and may be longer than one.
         """

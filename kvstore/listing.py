@@ -26,12 +26,15 @@ class _Stream:
         self._depth = depth
         self._base = prefix
         self._page: list[str] = []  # in the opposite order, so that keys are taken from its end
+        self._ended = False
         # Where the next key may lie. Until the first page is read, and then it is the next key itself.
         self.head = after_all(self._scanned) if reverse else self._scanned
 
     async def fill(self, limit: int) -> bool:
         """Reads until there is a page. False: there is nothing left."""
         while not self._page:
+            if self._ended:
+                return False
             cut = len(self.mount.prefix)
             after = self._after
             if after is not None:
@@ -47,6 +50,7 @@ class _Stream:
                 found = await self.mount.run(call, None)
             except KVStoreError as error:
                 raise error.at(None, None, self.mount.base, self.mount.driver.name) from error.__cause__
+            self._ended = len(found) < limit
             if not found:
                 return False
             keys = [self.mount.prefix + key for key in found]

@@ -290,10 +290,13 @@ class SqliteDriver(Driver):
         sql = f"SELECT key {self._sql_range} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
         sql = sql.format(low=">" if strictly else ">=")
 
-        def page(connection: sqlite3.Connection) -> list[str]:
+        def page(connection: sqlite3.Connection, limit: int = limit) -> list[str]:
             return [key for (key,) in connection.execute(sql, (low, high, self.clock(), limit))]
 
-        return await self._look(page, limit // 8 if limit <= _INLINE_SCAN else _INLINE_READS + 1)
+        # Most listings are short, whatever their limit is.
+        short = min(limit, _INLINE_SCAN)
+        found = self._look_now(lambda connection: page(connection, short), short // 8)
+        return found if found is not NOT_NOW and (len(found) < short or limit == short) else await self._ask(page)
 
     async def count(self, prefix: str) -> int:
         def counted(connection: sqlite3.Connection) -> int:
@@ -303,12 +306,16 @@ class SqliteDriver(Driver):
 
     async def _look(self, look: Callable[[sqlite3.Connection], T], cost: int) -> T:
         """What `look` finds: in the event loop where that is cheap and nothing is in the way, else on the thread."""
-        if self._inline is not None and cost <= _INLINE_READS and self._reads.spend(cost + 1):
-            try:
-                return look(self._inline)
-            except sqlite3.Error as error:
-                self._unless_busy(error)
-        return await self._ask(look)
+        found = self._look_now(look, cost)
+        return await self._ask(look) if found is NOT_NOW else found
+
+    def _look_now(self, look: Callable[[sqlite3.Connection], T], cost: int) -> T | NotNow:
+        if self._inline is None or cost > _INLINE_READS or not self._reads.spend(cost + 1):
+            return NOT_NOW
+        try:
+            return look(self._inline)
+        except sqlite3.Error as error:
+            return self._unless_busy(error)
 
     async def _ask(self, look: Callable[[sqlite3.Connection], T]) -> T:
         if self._memory:
