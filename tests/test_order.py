@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import closing
 from typing import Any, TypeVar
 
 import pytest
@@ -27,9 +28,10 @@ class LateDriver(MemoryDriver):
         self._chance = chance
 
     async def _late(self, call: Coroutine[Any, Any, T]) -> T:
-        for _ in range(self._chance.randrange(4)):
-            await asyncio.sleep(0)
-        result = await call
+        with closing(call):
+            for _ in range(self._chance.randrange(4)):
+                await asyncio.sleep(0)
+            result = await call
         for _ in range(self._chance.randrange(4)):
             await asyncio.sleep(0)
         return result
