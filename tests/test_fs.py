@@ -31,9 +31,9 @@ from kvstore import (
     create_storage,
     normalize_key,
 )
-from kvstore.drivers._footer import Footer, read_footer, tail
-from kvstore.drivers._paths import tree_path
-from kvstore.drivers._walk import _sorted
+from kvstore.drivers._fs.footer import Footer, read_footer, tail
+from kvstore.drivers._fs.paths import tree_path
+from kvstore.drivers._fs.walk import _sorted
 from kvstore.drivers.fs import FsDriver
 from kvstore.testing import FakeClock
 

@@ -10,13 +10,12 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kvstore.driver import PAGE, Batch, Capabilities, Driver, Expect, Stat, Write
-from kvstore.drivers import _footer
-from kvstore.drivers._base import Base
-from kvstore.drivers._files import Files, read, told
-from kvstore.drivers._footer import Footer
-from kvstore.drivers._markers import Markers
-from kvstore.drivers._paths import plain_path, tree_path
-from kvstore.drivers._walk import Walk
+from kvstore.drivers._fs.base import Base
+from kvstore.drivers._fs.files import Files, read, told
+from kvstore.drivers._fs.footer import Footer, read_footer, tail
+from kvstore.drivers._fs.markers import Markers
+from kvstore.drivers._fs.paths import plain_path, tree_path
+from kvstore.drivers._fs.walk import Walk
 from kvstore.errors import BackendError, ConfigError, CorruptValueError, KVStoreError, UnsupportedOperation
 from kvstore.worker import Worker
 
@@ -176,7 +175,7 @@ class FsDriver(Driver):
             if descriptor is None:
                 return None
             about = os.fstat(descriptor)
-            size, footer = (about.st_size, Footer()) if self._plain else _footer.read_footer(descriptor)
+            size, footer = (about.st_size, Footer()) if self._plain else read_footer(descriptor)
             if footer.expires_at is not None and footer.expires_at <= self.clock():
                 return None
             return _File(about, size, footer, read(descriptor, size) if data else b"")
@@ -249,9 +248,7 @@ class FsDriver(Driver):
         if footer.expires_at is not None:
             self._markers.add(key, footer.expires_at)
         try:
-            self._files.replace(
-                names, [data] if self._plain else [data, _footer.tail(data, footer)], absent=absent, mtime=mtime
-            )
+            self._files.replace(names, [data] if self._plain else [data, tail(data, footer)], absent=absent, mtime=mtime)
         except FileExistsError as error:
             raise _TakenError from error
         if old is not None and old.expires_at != footer.expires_at:

@@ -13,9 +13,9 @@ from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
-from kvstore.drivers._base import Base
-from kvstore.drivers._files import ABSENT
-from kvstore.drivers._paths import PRIVATE, segment_path, tree_folders, tree_text
+from kvstore.drivers._fs.base import Base
+from kvstore.drivers._fs.files import ABSENT
+from kvstore.drivers._fs.paths import PRIVATE, segment_path, tree_folders, tree_text
 from kvstore.keys import MAX_KEY_BYTES
 
 _CACHED = 64

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from kvstore.drivers._paths import PRIVATE
+from kvstore.drivers._fs.paths import PRIVATE
 from kvstore.errors import BackendError, BackendTimeout
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from secrets import token_hex
 
-from kvstore.drivers._base import FOLDER, Base
+from kvstore.drivers._fs.base import FOLDER, Base
 from kvstore.errors import BackendError, InvalidKeyError, KVStoreError, UnsupportedOperation
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR)

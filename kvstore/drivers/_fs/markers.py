@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
 
-from kvstore.drivers._base import Base
+from kvstore.drivers._fs.base import Base
 
 _MINUTE = 60_000
 _NAME = re.compile(r"(-?[0-9]+)-[0-9a-f]{32}")
