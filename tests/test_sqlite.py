@@ -27,7 +27,8 @@ from kvstore import (
     Storage,
     create_storage,
 )
-from kvstore.drivers.sqlite import SCHEMA_VERSION, SqliteDriver
+from kvstore.drivers._sqlite.schema import SCHEMA_VERSION
+from kvstore.drivers.sqlite import SqliteDriver
 from kvstore.testing import FakeClock
 
 MODES = pytest.mark.parametrize("synchronous", ["full", "normal"])

@@ -10,8 +10,8 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -19,23 +19,18 @@ import orjson
 
 from kvstore.coalesce import TickBudget
 from kvstore.driver import NOT_NOW, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
-from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, CorruptValueError, KVStoreError
+from kvstore.drivers._sqlite.connection import as_kvstore_error, is_busy, snapshot, transaction
+from kvstore.drivers._sqlite.schema import VERSIONS, prepare
+from kvstore.drivers._sqlite.statements import INLINE_BYTES, SWEEP_STEP, Statements
+from kvstore.errors import BackendUnavailable, ConfigError, KVStoreError
 from kvstore.keys import past
 from kvstore.worker import Worker
 
-SCHEMA_VERSION = 1
-
 _INLINE_READS = 64
 _INLINE_COMMITS = 16
-_INLINE_BYTES = 65_536
 _INLINE_SCAN = 250
 _CHECKPOINT_BYTES = 4 * 2**20
-_SWEEP_STEP = 1000
 _PIECE = 2**20
-
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 
 T = TypeVar("T")
 
@@ -63,7 +58,7 @@ class SqliteDriver(Driver):
     ) -> None:
         if synchronous not in ("full", "normal"):
             raise ConfigError(f"synchronous is 'full' or 'normal', not {synchronous!r}", driver="sqlite")
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", table) or table == _VERSIONS or table.startswith("sqlite_"):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", table) or table == VERSIONS or table.startswith("sqlite_"):
             raise ConfigError(f"table is a plain name of letters, digits and _, not {table!r}", driver="sqlite")
         if not timeout > 0:
             raise ConfigError(f"timeout is a positive number of seconds, not {timeout!r}", driver="sqlite")
@@ -76,6 +71,7 @@ class SqliteDriver(Driver):
         self._synchronous = synchronous
         self._timeout = timeout
         self._table = table
+        self._sql = Statements(table)
         self._reads = TickBudget(_INLINE_READS)
         self._commits = TickBudget(_INLINE_COMMITS)
         self._unchecked = 0  # bytes committed inline since the last checkpoint
@@ -84,33 +80,6 @@ class SqliteDriver(Driver):
         self._inline: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
-
-        live = "(expires_at IS NULL OR expires_at > ?)"
-        asked = f"{table} WHERE key IN (SELECT value FROM json_each(?)) AND {live}"
-        # The cast is for a text that somebody wrote by hand.
-        small = f"CASE WHEN length(value) <= {_INLINE_BYTES} THEN CAST(value AS BLOB) END"
-        self._sql_small = f"SELECT {small} FROM {table} WHERE key = ? AND {live}"
-        self._sql_small_many = f"SELECT key, {small} FROM {asked}"
-        self._sql_many = f"SELECT key, rowid, {small} FROM {asked}"
-        self._sql_there = f"SELECT 1 FROM {table} WHERE key = ? AND {live}"
-        self._sql_there_many = f"SELECT key FROM {asked}"
-        size = "CASE typeof(value) WHEN 'blob' THEN length(value) ELSE length(CAST(value AS BLOB)) END"
-        self._sql_stat = f"SELECT key, {size}, revision, mtime, expires_at, custom FROM {asked}"
-        # In the update the plain names are the old row's: custom metadata of a live key stays, that of an expired one goes.
-        self._sql_upsert = (
-            f"INSERT INTO {table} (key, value, expires_at, mtime) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
-            " value = excluded.value, expires_at = excluded.expires_at, mtime = excluded.mtime, revision = revision + 1,"
-            f" custom = CASE WHEN {live} THEN custom END"
-        )
-        self._sql_delete = f"DELETE FROM {table} WHERE key = ?"
-        self._sql_touch = f"UPDATE {table} SET expires_at = ? WHERE key = ? AND {live}"
-        self._sql_custom = f"UPDATE {table} SET custom = ? WHERE key = ? AND {live}"
-        self._sql_range = f"FROM {table} WHERE key {{low}} ? AND key < ? AND {live}"
-        self._sql_count = f"SELECT count(*) FROM {table} WHERE key >= ? AND key < ? AND {live}"
-        self._sql_clear = f"DELETE FROM {table} WHERE key >= ? AND key < ?"
-        expired = f"SELECT rowid FROM {table} WHERE expires_at <= ? LIMIT {_SWEEP_STEP}"
-        self._sql_sweep = f"DELETE FROM {table} WHERE rowid IN ({expired})"
-        self._sql_next_expiry = f"SELECT min(expires_at) FROM {table} WHERE expires_at IS NOT NULL"
 
     def __repr__(self) -> str:
         return f"SqliteDriver({self._path!r})"
@@ -141,7 +110,7 @@ class SqliteDriver(Driver):
     def _open(self) -> None:
         writer = self._connection(self._timeout)
         try:
-            self._prepare(writer)
+            prepare(writer, self._path, self._table, self._timeout)
             if not self._memory:
                 self._reader = self._connection(self._timeout)
                 self._inline = self._connection(0)
@@ -156,48 +125,6 @@ class SqliteDriver(Driver):
         connection = sqlite3.connect(self._path, timeout=timeout, isolation_level=None, check_same_thread=False)
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         return connection
-
-    def _prepare(self, writer: sqlite3.Connection) -> None:
-        """WAL mode and the tables, whoever of several processes comes first."""
-        deadline = time.monotonic() + self._timeout
-        while True:
-            try:
-                writer.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as error:  # SQLite does not wait for this lock by itself
-                if not _busy(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-        if self._version(writer) == SCHEMA_VERSION:
-            return
-        with _transaction(writer):
-            self._create(writer)
-
-    def _create(self, writer: sqlite3.Connection) -> None:
-        table = self._table
-        version = self._version(writer)
-        if version is not None and version > SCHEMA_VERSION:
-            raise BackendError(
-                f"table {table!r} in {self._path} has schema version {version}, written by a newer kvstore than this one,"
-                f" which knows {SCHEMA_VERSION}"
-            )
-        if version is None and writer.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
-            raise BackendError(f"{self._path} has a table {table!r} that is another program's; choose another `table`")
-        writer.execute(f"CREATE TABLE IF NOT EXISTS {_VERSIONS} (name TEXT PRIMARY KEY, version INTEGER NOT NULL)")
-        # The value stands last, so that the other columns of a large one are read without it. A rowid table: without
-        # rowid, values over a few hundred bytes take three times the space.
-        writer.execute(
-            f"CREATE TABLE IF NOT EXISTS {table} (key TEXT NOT NULL PRIMARY KEY, expires_at INTEGER, mtime INTEGER NOT NULL,"
-            " revision INTEGER NOT NULL DEFAULT 1, custom BLOB, value BLOB NOT NULL)"
-        )
-        writer.execute(f"CREATE INDEX IF NOT EXISTS {table}_expires_at ON {table} (expires_at) WHERE expires_at IS NOT NULL")
-        writer.execute(f"INSERT OR IGNORE INTO {_VERSIONS} VALUES (?, ?)", (table, SCHEMA_VERSION))
-
-    def _version(self, writer: sqlite3.Connection) -> int | None:
-        if not writer.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_VERSIONS,)).fetchone():
-            return None
-        row = writer.execute(f"SELECT version FROM {_VERSIONS} WHERE name = ?", (self._table,)).fetchone()
-        return None if row is None else int(row[0])
 
     async def aclose(self) -> None:
         if self._inline is not None:
@@ -224,7 +151,7 @@ class SqliteDriver(Driver):
         if self._inline is None or not self._reads.spend():
             return NOT_NOW
         try:
-            row = self._inline.execute(self._sql_small, (key, self.clock())).fetchone()
+            row = self._inline.execute(self._sql.small, (key, self.clock())).fetchone()
         except sqlite3.Error as error:
             return self._unless_busy(error)
         if row is None:
@@ -238,7 +165,7 @@ class SqliteDriver(Driver):
                 return [data]
         elif self._inline is not None and len(keys) <= _INLINE_READS and self._reads.spend(len(keys)):
             try:
-                rows = self._inline.execute(self._sql_small_many, (_array(keys), self.clock())).fetchall()
+                rows = self._inline.execute(self._sql.small_many, (_array(keys), self.clock())).fetchall()
                 found: dict[str, bytes | None] = dict(rows)
                 if None not in found.values():
                     return [found.get(key) for key in keys]
@@ -248,12 +175,12 @@ class SqliteDriver(Driver):
         return await self._ask(lambda connection: self._read_all(connection, keys))
 
     def _read_all(self, connection: sqlite3.Connection, keys: Sequence[str]) -> list[bytes | None]:
-        rows = connection.execute(self._sql_many, (_array(keys), self.clock())).fetchall()
+        rows = connection.execute(self._sql.many, (_array(keys), self.clock())).fetchall()
         if any(data is None for _, _, data in rows):
-            with _snapshot(connection):
+            with snapshot(connection):
                 rows = [
                     (key, rowid, self._read_large(connection, rowid) if data is None else data)
-                    for key, rowid, data in connection.execute(self._sql_many, (_array(keys), self.clock())).fetchall()
+                    for key, rowid, data in connection.execute(self._sql.many, (_array(keys), self.clock())).fetchall()
                 ]
         found: dict[str, bytes | None] = {key: data for key, _, data in rows}
         return [found.get(key) for key in keys]
@@ -265,14 +192,14 @@ class SqliteDriver(Driver):
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
         def there(connection: sqlite3.Connection) -> set[str]:
-            return {key for (key,) in connection.execute(self._sql_there_many, (_array(keys), self.clock()))}
+            return {key for (key,) in connection.execute(self._sql.there_many, (_array(keys), self.clock()))}
 
         found = await self._look(there, len(keys))
         return [key in found for key in keys]
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
         def stats(connection: sqlite3.Connection) -> dict[str, Stat]:
-            rows = connection.execute(self._sql_stat, (_array(keys), self.clock()))
+            rows = connection.execute(self._sql.stat, (_array(keys), self.clock()))
             return {
                 key: Stat(size, f"{mtime:x}-{revision:x}", mtime, expires_at, custom)
                 for key, size, revision, mtime, expires_at, custom in rows
@@ -287,7 +214,7 @@ class SqliteDriver(Driver):
             high = min(high, after)
         elif after is not None and after >= low:
             low, strictly = after, True
-        sql = f"SELECT key {self._sql_range} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
+        sql = f"SELECT key {self._sql.range} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
         sql = sql.format(low=">" if strictly else ">=")
 
         def page(connection: sqlite3.Connection, limit: int = limit) -> list[str]:
@@ -300,7 +227,7 @@ class SqliteDriver(Driver):
 
     async def count(self, prefix: str) -> int:
         def counted(connection: sqlite3.Connection) -> int:
-            return int(connection.execute(self._sql_count, (prefix, past(prefix), self.clock())).fetchone()[0])
+            return int(connection.execute(self._sql.count, (prefix, past(prefix), self.clock())).fetchone()[0])
 
         return await self._ask(counted)
 
@@ -330,7 +257,7 @@ class SqliteDriver(Driver):
             return False
         now = self.clock()
         try:  # one statement is a transaction of its own
-            inline.execute(self._sql_upsert, (key, data, expires_at, time.time_ns() // 1_000_000, now))
+            inline.execute(self._sql.upsert, (key, data, expires_at, time.time_ns() // 1_000_000, now))
         except sqlite3.Error as error:
             self._unless_busy(error)
             return False
@@ -355,26 +282,26 @@ class SqliteDriver(Driver):
 
     async def touch(self, key: str, expires_at: int | None) -> bool:
         arguments = (expires_at, key, self.clock())
-        return await self._change(lambda writer: writer.execute(self._sql_touch, arguments).rowcount) > 0
+        return await self._change(lambda writer: writer.execute(self._sql.touch, arguments).rowcount) > 0
 
     async def set_meta(self, key: str, custom: bytes | None) -> bool:
         arguments = (custom, key, self.clock())
-        return await self._change(lambda writer: writer.execute(self._sql_custom, arguments).rowcount) > 0
+        return await self._change(lambda writer: writer.execute(self._sql.custom, arguments).rowcount) > 0
 
     async def clear(self, prefix: str) -> int:
         def cleared(writer: sqlite3.Connection) -> int:
-            with _transaction(writer):
-                (count,) = writer.execute(self._sql_count, (prefix, past(prefix), self.clock())).fetchone()
-                writer.execute(self._sql_clear, (prefix, past(prefix)))
+            with transaction(writer):
+                (count,) = writer.execute(self._sql.count, (prefix, past(prefix), self.clock())).fetchone()
+                writer.execute(self._sql.clear, (prefix, past(prefix)))
             return int(count)
 
         return await self._change(cleared)
 
     async def sweep(self) -> int | None:
         now = self.clock()
-        while await self._change(lambda writer: writer.execute(self._sql_sweep, (now,)).rowcount) == _SWEEP_STEP:
+        while await self._change(lambda writer: writer.execute(self._sql.sweep, (now,)).rowcount) == SWEEP_STEP:
             pass
-        due = await self._ask(lambda connection: connection.execute(self._sql_next_expiry).fetchone()[0])
+        due = await self._ask(lambda connection: connection.execute(self._sql.next_expiry).fetchone()[0])
         return None if due is None else int(due)
 
     def _may_commit(self, writes: int, size: int) -> sqlite3.Connection | None:
@@ -383,7 +310,7 @@ class SqliteDriver(Driver):
             self._synchronous == "normal"
             and self._writing.idle
             and writes <= _INLINE_COMMITS
-            and size <= _INLINE_BYTES
+            and size <= INLINE_BYTES
             and self._inline is not None
             and self._commits.spend(writes)
         ):
@@ -407,7 +334,7 @@ class SqliteDriver(Driver):
 
     def _commit(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> list[list[bool] | None]:
         """All `batches` in one transaction, so in one wait for the disk."""
-        with _transaction(connection):
+        with transaction(connection):
             return [self._apply(connection, writes, expect) for writes, expect in batches]
 
     def _apply(self, connection: sqlite3.Connection, writes: Sequence[Write], expect: Expect | None) -> list[bool] | None:
@@ -418,23 +345,23 @@ class SqliteDriver(Driver):
                 return None
         keys = [key for key, _, _ in writes]
         if len(keys) == 1:
-            there = set(keys) if connection.execute(self._sql_there, (keys[0], now)).fetchone() else set()
+            there = set(keys) if connection.execute(self._sql.there, (keys[0], now)).fetchone() else set()
         else:
-            there = {key for (key,) in connection.execute(self._sql_there_many, (_array(keys), now))}
+            there = {key for (key,) in connection.execute(self._sql.there_many, (_array(keys), now))}
         mtime = time.time_ns() // 1_000_000
         sets = [(key, data, expires_at, mtime, now) for key, data, expires_at in writes if data is not None]
         if sets:
-            connection.executemany(self._sql_upsert, [write for write in sets if len(write[1]) <= _PIECE])
+            connection.executemany(self._sql.upsert, [write for write in sets if len(write[1]) <= _PIECE])
             for key, data, *rest in sets:
                 if len(data) > _PIECE:
                     self._write_large(connection, key, data, rest)
         if len(sets) < len(writes):
-            connection.executemany(self._sql_delete, [(key,) for key, data, _ in writes if data is None])
+            connection.executemany(self._sql.delete, [(key,) for key, data, _ in writes if data is None])
         return [key in there for key in keys]
 
     def _write_large(self, connection: sqlite3.Connection, key: str, data: bytes, rest: Sequence[int | None]) -> None:
         """In pieces, for the same reason as in `_read_large`."""
-        connection.execute(self._sql_upsert.replace("?, ?", "?, zeroblob(?)", 1), (key, len(data), *rest))
+        connection.execute(self._sql.upsert.replace("?, ?", "?, zeroblob(?)", 1), (key, len(data), *rest))
         (rowid,) = connection.execute(f"SELECT rowid FROM {self._table} WHERE key = ?", (key,)).fetchone()
         with connection.blobopen(self._table, "value", rowid) as blob:
             for start in range(0, len(data), _PIECE):
@@ -446,63 +373,13 @@ class SqliteDriver(Driver):
         try:
             return await worker.run(call)
         except sqlite3.Error as error:
-            raise self._error(error) from error
+            raise as_kvstore_error(error, self._path, self._timeout) from error
 
     def _unless_busy(self, error: sqlite3.Error) -> NotNow:
         """Raises, unless the thread can wait for what is in the way."""
-        if not _busy(error):
-            raise self._error(error) from error
+        if not is_busy(error):
+            raise as_kvstore_error(error, self._path, self._timeout) from error
         return NOT_NOW
-
-    def _error(self, error: sqlite3.Error) -> KVStoreError:
-        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if primary in _BUSY:
-            return BackendTimeout(
-                f"{self._path} was locked by another program for {self._timeout:g} seconds; nothing was written"
-            )
-        if primary in _DAMAGED:
-            return CorruptValueError(f"{self._path} is damaged or no SQLite database: {error}")
-        if primary in _UNREACHABLE:
-            return BackendUnavailable(f"{self._path} can't be opened: {error}; are its directory and permissions right?")
-        if primary == sqlite3.SQLITE_FULL:
-            return BackendError(f"the disk of {self._path} is full; nothing was written")
-        if primary == sqlite3.SQLITE_READONLY:
-            return BackendError(f"{self._path} can only be read; nothing was written")
-        if primary == sqlite3.SQLITE_TOOBIG:
-            return BackendError("the value is too large for SQLite; nothing was written")
-        return BackendError(f"{self._path}: {error}")
-
-
-_VERSIONS = "kvstore_schema"
-
-
-@contextmanager
-def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """Several reads of one moment."""
-    if connection.in_transaction:
-        yield
-        return
-    connection.execute("BEGIN")
-    try:
-        yield
-    finally:
-        connection.execute("COMMIT")
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # SQLite has ended it by itself where the disk is full
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _busy(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
 
 
 def _array(keys: Sequence[str]) -> str:

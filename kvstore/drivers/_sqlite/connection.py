@@ -1,0 +1,66 @@
+"""Transactions, and what SQLite's errors mean."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, CorruptValueError, KVStoreError
+
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
+
+
+@contextmanager
+def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Several reads of one moment."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing, with nobody else writing from its beginning on."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite has ended it by itself where the disk is full
+            connection.execute("ROLLBACK")
+        raise
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether another connection is in the way for now."""
+    return _code(error) in _BUSY
+
+
+def as_kvstore_error(error: sqlite3.Error, path: str, timeout: float) -> KVStoreError:
+    """What to tell the caller."""
+    code = _code(error)
+    if code in _BUSY:
+        return BackendTimeout(f"{path} was locked by another program for {timeout:g} seconds; nothing was written")
+    if code in _DAMAGED:
+        return CorruptValueError(f"{path} is damaged or no SQLite database: {error}")
+    if code in _UNREACHABLE:
+        return BackendUnavailable(f"{path} can't be opened: {error}; are its directory and permissions right?")
+    if code == sqlite3.SQLITE_FULL:
+        return BackendError(f"the disk of {path} is full; nothing was written")
+    if code == sqlite3.SQLITE_READONLY:
+        return BackendError(f"{path} can only be read; nothing was written")
+    if code == sqlite3.SQLITE_TOOBIG:
+        return BackendError("the value is too large for SQLite; nothing was written")
+    return BackendError(f"{path}: {error}")
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -1,0 +1,40 @@
+"""What is asked of SQLite."""
+
+from __future__ import annotations
+
+INLINE_BYTES = 65_536
+"""Values up to this size are read at once, larger ones in pieces."""
+SWEEP_STEP = 1000
+"""Rows deleted by one sweep."""
+
+
+class Statements:
+    """The SQL for one table, whose name is a plain word. `live` rows are those that have not expired by the last argument."""
+
+    def __init__(self, table: str) -> None:
+        live = "(expires_at IS NULL OR expires_at > ?)"
+        asked = f"{table} WHERE key IN (SELECT value FROM json_each(?)) AND {live}"
+        # The cast is for a text that somebody wrote by hand.
+        small = f"CASE WHEN length(value) <= {INLINE_BYTES} THEN CAST(value AS BLOB) END"
+        self.small = f"SELECT {small} FROM {table} WHERE key = ? AND {live}"
+        self.small_many = f"SELECT key, {small} FROM {asked}"
+        self.many = f"SELECT key, rowid, {small} FROM {asked}"
+        self.there = f"SELECT 1 FROM {table} WHERE key = ? AND {live}"
+        self.there_many = f"SELECT key FROM {asked}"
+        size = "CASE typeof(value) WHEN 'blob' THEN length(value) ELSE length(CAST(value AS BLOB)) END"
+        self.stat = f"SELECT key, {size}, revision, mtime, expires_at, custom FROM {asked}"
+        # In the update the plain names are the old row's: custom metadata of a live key stays, that of an expired one goes.
+        self.upsert = (
+            f"INSERT INTO {table} (key, value, expires_at, mtime) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
+            " value = excluded.value, expires_at = excluded.expires_at, mtime = excluded.mtime, revision = revision + 1,"
+            f" custom = CASE WHEN {live} THEN custom END"
+        )
+        self.delete = f"DELETE FROM {table} WHERE key = ?"
+        self.touch = f"UPDATE {table} SET expires_at = ? WHERE key = ? AND {live}"
+        self.custom = f"UPDATE {table} SET custom = ? WHERE key = ? AND {live}"
+        self.range = f"FROM {table} WHERE key {{low}} ? AND key < ? AND {live}"
+        self.count = f"SELECT count(*) FROM {table} WHERE key >= ? AND key < ? AND {live}"
+        self.clear = f"DELETE FROM {table} WHERE key >= ? AND key < ?"
+        expired = f"SELECT rowid FROM {table} WHERE expires_at <= ? LIMIT {SWEEP_STEP}"
+        self.sweep = f"DELETE FROM {table} WHERE rowid IN ({expired})"
+        self.next_expiry = f"SELECT min(expires_at) FROM {table} WHERE expires_at IS NOT NULL"
