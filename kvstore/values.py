@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast, get_origin
 
 import msgspec
 import orjson
@@ -50,7 +50,8 @@ def encode(value: object) -> bytes:
     try:
         data = orjson.dumps(value, _json_form)
     except TypeError as error:
-        raise InvalidValueError(f"the value is not JSON: {error}") from error
+        said = f"{value!r} is no value" if isinstance(value, _Sentinel) else error
+        raise InvalidValueError(f"the value is not JSON: {said}") from error
     # orjson writes NaN and infinities as null, so only what holds a null has to be looked through.
     if _null(data) and type(value) is not str:
         _refuse_non_finite(value, "$")
@@ -70,7 +71,7 @@ def decode_as(data: bytes, type: Any) -> Any:
     try:
         return _decoder(type).decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        name = getattr(type, "__name__", type)
+        name = type if get_origin(type) else getattr(type, "__name__", type)
         raise CorruptValueError(f"what is stored is not a {name}: {error}") from error
 
 
