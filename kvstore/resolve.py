@@ -8,6 +8,7 @@ import importlib.metadata
 import inspect
 import pkgutil
 import re
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -80,6 +81,8 @@ def _import(module: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
             raise DriverNotFoundError(f"there is no driver {name!r}{_closest(name, driver_names())}") from error
+        if error.name in sys.stdlib_module_names:
+            raise MissingDependencyError(f"driver {name!r} does not run on {sys.platform}: it needs {error.name}") from error
         raise MissingDependencyError(f"driver {name!r} needs the package {error.name!r}: pip install {error.name}") from error
     except (ValueError, TypeError) as error:  # such as an empty or relative module name
         raise DriverNotFoundError(f"there is no driver {name!r}") from error

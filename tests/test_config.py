@@ -281,3 +281,11 @@ def test_nothing_is_connected_or_made_before_the_first_call(tmp_path: Path) -> N
     create_storage("sqlite", path=str(tmp_path / "a" / "b.db")).mount("m", f"sqlite:///{tmp_path}/c.db")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_driver_that_this_platform_has_no_module_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("kvstore.drivers.fs", "kvstore.drivers._fs.base"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with pytest.raises(MissingDependencyError, match=f"'fs' does not run on {sys.platform}: it needs fcntl"):
+        create_storage("fs", path="x")
