@@ -449,6 +449,14 @@ class Storage:
         except KVStoreError as error:
             raise _at(error, operation, key, None) from error.__cause__
 
+    def _by_mount(self, operation: str, keys: Iterable[str]) -> dict[Mount, dict[str, str]]:
+        """By mount: the key as its driver has it, and as it is outside."""
+        shares: dict[Mount, dict[str, str]] = {}
+        for key in _many(operation, keys):
+            mount, inner = self._located(operation, key)
+            shares.setdefault(mount, {})[inner] = (mount.prefix + inner)[len(self._prefix) :]
+        return shares
+
     async def _read(self, operation: str, keys: Iterable[str]) -> dict[str, bytes | None]:
         """The bytes of `keys` by outward key, in the order asked."""
         order: dict[str, bytes | None] = {}
@@ -524,54 +532,6 @@ class Storage:
             return True
         except KVStoreError as error:
             raise _at(error, operation, key, mount) from error.__cause__
-
-    async def _entries(self, keys: list[str]) -> dict[str, tuple[bytes, Stat]]:
-        """Bytes and stat of `keys`, those of one moment each; a key that is gone is left out."""
-        entries: dict[str, tuple[bytes, Stat]] = {}
-        while keys:
-            before = await self._stats(keys)
-            found = await self._read("copy", keys)
-            again = []
-            for key, stat in (await self._stats(keys)).items():
-                data, earlier = found[key], before[key]
-                if data is not None and stat is not None and earlier is not None and stat.etag == earlier.etag:
-                    entries[key] = (data, stat)
-                elif data is not None or stat is not None:
-                    again.append(key)
-            keys = again
-        return entries
-
-    async def _stats(self, keys: list[str]) -> dict[str, Stat | None]:
-        stats: dict[str, Stat | None] = {}
-        for key in keys:
-            mount, inner = self._located("copy", key)
-            try:
-                if mount.capabilities.expiry and not mount.capabilities.metadata:
-                    raise UnsupportedOperation("this driver can't tell when its keys expire")
-                (stats[key],) = await mount.run(partial(mount.driver.stat, [inner]), [inner])
-            except KVStoreError as error:
-                raise _at(error, "copy", key, mount) from error.__cause__
-        return stats
-
-    async def _put_entries(self, entries: Mapping[str, tuple[bytes, Stat]], *, overwrite: bool) -> int:
-        """Writes what `_entries` gave. Returns how many keys were written."""
-        count = 0
-        for key, (data, stat) in entries.items():
-            mount, inner = self._located("copy", key)
-            try:
-                mount.check(conditional=not overwrite)
-                if stat.custom is not None and not mount.capabilities.metadata:
-                    raise UnsupportedOperation("this driver keeps no custom metadata")
-                if (
-                    await mount.write([(inner, data, mount.expect(stat.expires_at))], None if overwrite else {inner: None})
-                    is not None
-                ):
-                    count += 1
-                    if mount.capabilities.metadata:
-                        await mount.run(partial(mount.driver.set_meta, inner, stat.custom), [inner], mutates=True)
-            except KVStoreError as error:
-                raise _at(error, "copy", key, mount) from error.__cause__
-        return count
 
     async def _set_meta(self, operation: str, key: str, custom: Mapping[str, Any] | None) -> bool:
         mount = None

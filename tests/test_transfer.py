@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -19,6 +20,7 @@ from kvstore import (
     restore_snapshot,
     snapshot,
 )
+from kvstore.driver import Expect, Write
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.testing import FAITHFUL_VALUES, HOSTILE_KEYS, FakeClock
 from kvstore.testing.values import same
@@ -150,3 +152,32 @@ async def test_what_can_not_be_copied_is_refused() -> None:
         await copy(no_metadata, source)
     with pytest.raises(ReadOnlyError):
         await copy(source, create_storage(read_only=True))
+
+
+@in_loop
+async def test_a_copy_of_many_keys_goes_in_batches_and_holds_a_few_megabytes() -> None:
+    calls: list[int] = []
+
+    class Counting(MemoryDriver):
+        capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
+
+        async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+            found = await super().read(keys)
+            calls.append(sum(len(data or b"") for data in found))
+            return found
+
+        async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+            calls.append(0)
+            return await super().write(writes, expect)
+
+    source, target = create_storage(Counting()), create_storage(Counting())
+    await source.set_items({f"small:{number:04}": number for number in range(2_500)})
+    await source.set_items({f"large:{number}": "x" * 3_000_000 for number in range(6)})
+    calls.clear()
+    assert await copy(source, target) == 2_506
+    assert len(calls) <= 20
+    assert max(calls) < 10_000_000
+    assert await target.count() == 2_506
+    assert await copy(source, target, overwrite=False) == 0
+    async with source, target:
+        pass

@@ -11,7 +11,7 @@ from typing import Self
 
 from sortedcontainers import SortedList
 
-from kvstore.coalesce import TickBudget
+from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Stat, Write
 from kvstore.errors import ConfigError
 from kvstore.keys import past

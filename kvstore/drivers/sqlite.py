@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import orjson
 
-from kvstore.coalesce import TickBudget
+from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
 from kvstore.drivers._sqlite.connection import as_kvstore_error, is_busy, snapshot, transaction
 from kvstore.drivers._sqlite.schema import VERSIONS, prepare
