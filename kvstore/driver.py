@@ -48,7 +48,7 @@ class Capabilities:
     metadata: bool = False
     """`stat` tells times and custom metadata; `set_meta` keeps the latter."""
     watch: bool = False
-    """`watch` tells of changes, those of other processes too."""
+    """`watch` tells of changes by other processes."""
     persistent: bool = True
     """What is written is still there when the driver is opened again with the same options."""
     shared: bool = False
@@ -214,5 +214,5 @@ class Driver(ABC):
         return None
 
     def watch(self, prefix: str) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """Inside the context: the changes below `prefix`, by whoever makes them, this driver included."""
+        """Inside the context: the changes below `prefix` that others make. Those made by this driver are told above."""
         raise UnsupportedOperation("this driver can't tell of changes by other processes")

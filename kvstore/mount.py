@@ -121,8 +121,7 @@ class Mount:
 
     def watched(self) -> None:
         """Called when the first listener came or the last one went."""
-        # A driver that tells of other processes' changes tells of ours too.
-        told = bool(self._watchers.listeners) and not self.driver.capabilities.watch
+        told = bool(self._watchers.listeners)
         if self._coalescer is not None:
             self._coalescer.on_write(self._told if told else None)
         else:

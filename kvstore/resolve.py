@@ -24,7 +24,7 @@ DriverSpec = str | Driver
 
 ENTRY_POINTS = "kvstore.drivers"
 # URL schemes that are not the name of their driver.
-_SCHEMES = {"file": "fs"}
+_SCHEMES = {"file": "fs", "rediss": "redis", "unix": "redis", "valkey": "redis"}
 _MOUNT_OPTIONS = ("ttl", "read_only")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from kvstore.drivers.fs import FsDriver
 from kvstore.drivers.memory import MemoryDriver
+from kvstore.drivers.redis import RedisDriver
 from kvstore.drivers.sqlite import SqliteDriver
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,8 @@ def test_the_table_of_capabilities_says_what_the_drivers_declare(tmp_path: Path)
         "`fs`": FsDriver(tmp_path),
         '`fs`, `layout="plain"`': FsDriver(tmp_path, layout="plain"),
         "`sqlite`": SqliteDriver(tmp_path / "app.db"),
+        "`redis`": RedisDriver("redis://localhost"),
+        "`redis`, `index=False`": RedisDriver("redis://localhost", index=False),
     }
     text = (ROOT / "docs" / "drivers.md").read_text("utf-8")
     table = text.partition("<!-- capabilities -->\n")[2].partition("<!-- end -->")[0]

@@ -12,7 +12,7 @@ from kvstore.testing.store import Contract, Store, in_loop, promised
 
 _LONGEST_PAUSE = 0.15
 """Seconds. The promise is 0.03; a busy machine pauses by itself, but not in each of several attempts."""
-_ATTEMPTS = 4
+_ATTEMPTS = 8
 
 
 class Order(Contract):

@@ -1,0 +1,1 @@
+"""What the Redis driver is made of: the scripts that run on the server."""
