@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from persistence import Image, Persistence, Session, create_persistence
 
 T = TypeVar("T")
 
-KINDS = ("memory", "steps", "sqlite", "fs")
+KINDS = ("memory", "steps", "sqlite", "fs", "redis")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -136,6 +137,12 @@ class Store:
             from kvstore.drivers.fs import FsDriver
 
             return FsDriver(self.path / "store")
+        if self.kind == "redis":
+            from servers import redis
+
+            from kvstore.drivers.redis import RedisDriver
+
+            return RedisDriver(redis.url(), base=f"kvstore-test-{hashlib.sha256(str(self.path).encode()).hexdigest()[:16]}")
         return Wrapped(self._memory)
 
     def open(self, wrap: Callable[[Driver], Driver] = lambda driver: driver) -> Persistence:

@@ -105,7 +105,7 @@ def test_variables_are_replaced_in_every_text(tmp_path: Path, monkeypatch: pytes
 
     mounts = {mount.base: repr(mount.driver) for mount in storage.get_mounts()}
     assert f"{tmp_path}/default/${{NAME}}.db" in mounts["b"]
-    assert "'x.db'" in mounts["c"]
+    assert mounts["c"].endswith("x.db')")
     with pytest.raises(ConfigError, match="NOTHING") as caught:
         open_storage({"a": {"driver": "sqlite", "path": "${NOTHING}"}})
     assert caught.value.mount == "a"
