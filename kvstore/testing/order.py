@@ -127,17 +127,18 @@ class Order(Contract):
     async def test_a_cancelled_write_never_overtakes_a_later_one(self, store: Store) -> None:
         """A3: set, cancelled at any moment, then set again: the last one wins and stays."""
         storage = store.storage
-        for ticks in [*range(6)] * 20:
-            first = asyncio.create_task(storage.set_item("key", "cancelled"))
-            crowd = [asyncio.create_task(storage.set_item(f"other:{number}", 1)) for number in range(ticks % 3)]
-            for _ in range(ticks):
-                await asyncio.sleep(0)
-            first.cancel()
-            await storage.set_item("key", "last")
+        for ticks in range(6):
+            for _ in range(20):
+                first = asyncio.create_task(storage.set_item("key", "cancelled"))
+                crowd = [asyncio.create_task(storage.set_item(f"other:{number}", 1)) for number in range(ticks % 3)]
+                for _ in range(ticks):
+                    await asyncio.sleep(0)
+                first.cancel()
+                await storage.set_item("key", "last")
+                assert await storage.get_item("key") == "last"
+                await asyncio.gather(first, *crowd, return_exceptions=True)
+            await asyncio.sleep(0.02)  # for what a thread might still have to do
             assert await storage.get_item("key") == "last"
-            await asyncio.gather(first, *crowd, return_exceptions=True)
-        await asyncio.sleep(0.02)  # for what a thread might still have to do
-        assert await storage.get_item("key") == "last"
 
     @in_loop
     async def test_a_cancelled_caller_takes_nobody_with_it(self, store: Store) -> None:
