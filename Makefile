@@ -1,19 +1,23 @@
-# make demo    sets up what it needs and runs the main job on SQLite
-# make test    sets up and runs every test
-# make check   format, lint, types
-# make bench   the figures
+# make demo      sets up what it needs and runs the main job on SQLite
+# make test      sets up and runs every test
+# make embedded  those that need no server
+# make check     format, lint, types
+# make bench     the figures
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 3
 
-.PHONY: demo test check bench binary clean
+.PHONY: demo test embedded check bench binary clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.developing
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+embedded: $(VENV)/.developing
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not server' $(ARGS)
 
 check: $(VENV)/.developing
 	$(BIN)/ruff format --check .

@@ -34,3 +34,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 def pytest_sessionfinish() -> None:
     stop_all()
+
+
+SERVERS = ("mongodb", "mysql", "postgresql", "redis", "s3")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(f"test_{name}.py" in item.nodeid or f"[{name}" in item.nodeid for name in SERVERS):
+            item.add_marker("server")
