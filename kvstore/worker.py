@@ -38,10 +38,15 @@ class Worker:
 
     def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
         """Begins `call`, for those who wait later or not at all."""
+        if (
+            self._thread is not None and not self._thread.is_alive()
+        ):  # this is the child of a fork, and its calls are the parent's
+            self._thread, self._answered = None, self._asked
         if self._thread is None:
             self._jobs = SimpleQueue()
-            self._thread = threading.Thread(target=self._work, args=(self._jobs,), name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, args=(self._jobs,), name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._asked += 1

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from outside import HERE, in_directory, leaves_the_loop_free, process, rounds, said, small_disk, tell
@@ -51,6 +54,11 @@ def locked(path: Path) -> Iterator[subprocess.Popen[str]]:
     with process("sqlite_process.py", "lock", path / "app.db") as holder:
         assert said(holder) == "locked"
         yield holder
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 # Locked by another process
@@ -101,6 +109,32 @@ def test_E1_a_file_locked_for_longer_is_a_timeout_and_nothing_is_written_then_or
             assert await storage.get_item("key") == "newer"
 
     asyncio.run(main())
+
+
+@in_directory
+async def test_E1_a_crowd_waits_for_a_lock_together_and_not_one_after_another(path: Path) -> None:
+    async with opened(path, timeout=0.2) as storage:
+        await storage.set_items({f"key:{number}": 1 for number in range(20)})
+        with locked(path):
+            began = time.monotonic()
+            outcomes = await asyncio.gather(
+                *(storage.touch(f"key:{number}", 60) for number in range(20)), return_exceptions=True
+            )
+            assert {type(outcome) for outcome in outcomes} == {BackendTimeout}
+            assert time.monotonic() - began < 2  # and not 4
+        assert await storage.touch("key:0", 60)
+
+
+@in_directory
+async def test_a_timeout_may_be_endless(path: Path) -> None:
+    async with opened(path, timeout=math.inf) as storage:
+        await storage.set_item("key", 1)
+        with locked(path) as holder:
+            writing = asyncio.create_task(storage.set_item("key", 2))
+            await asyncio.sleep(0.05)
+            assert not writing.done()
+            tell(holder, "release")
+            await writing
 
 
 @MODES
@@ -167,7 +201,7 @@ def test_A1_killed_writers_lose_nothing_acknowledged_and_leave_nothing_half_writ
 
 @MODES
 def test_L1_a_storage_that_is_never_closed_loses_nothing_and_holds_up_no_exit(tmp_path: Path, synchronous: str) -> None:
-    command = [sys.executable, HERE / "sqlite_process.py", "forget", tmp_path / "app.db", synchronous]
+    command = [sys.executable, str(HERE / "sqlite_process.py"), "forget", str(tmp_path / "app.db"), synchronous]
     subprocess.run(command, check=True, timeout=30)
     assert len(rows(tmp_path)) == 200
 
@@ -184,6 +218,18 @@ def test_several_processes_create_one_file_at_once(tmp_path: Path) -> None:
     assert [key for key, _ in rows(tmp_path)] == ["p0", "p1", "p2", "p3"]
 
 
+def test_creators_that_are_killed_leave_a_file_that_the_others_use(tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "sqlite_process.py"), "kill_creators", str(tmp_path / "app.db"), str(rounds(8))]
+    subprocess.run(command, check=True, timeout=120)
+
+
+def test_L1_a_fork_is_told_to_open_its_own_and_leaves_the_parents_alone(tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "sqlite_process.py"), "fork", str(tmp_path / "app.db")]
+    done = subprocess.run(command, check=True, timeout=30, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines() == ["child: UnsupportedOperation", "child: closed", "parent: 1"]
+    assert dict(rows(tmp_path)) == {"before": b"1", "after": b"2"}
+
+
 @in_directory
 async def test_two_storages_of_one_process_see_each_others_writes_at_once(path: Path) -> None:
     async with opened(path) as one, opened(path, synchronous="normal") as other:
@@ -197,19 +243,43 @@ async def test_two_storages_of_one_process_see_each_others_writes_at_once(path: 
 # The disk
 
 
-@in_directory
-async def test_a_full_disk_is_told_keeps_what_was_there_and_works_again_when_there_is_room(path: Path) -> None:
-    with small_disk(path, "1m"):
-        async with opened(path) as storage:
+@pytest.mark.parametrize("size", [500_000, 20_000])
+@MODES
+def test_a_full_disk_is_told_keeps_what_was_there_and_works_again_when_there_is_room(
+    tmp_path: Path, synchronous: str, size: int
+) -> None:
+    async def main() -> None:
+        async with opened(tmp_path, synchronous=synchronous) as storage:
             await storage.set_item("key", "old")
-            (path / "ballast").write_bytes(bytes(600_000))
+            room = os.statvfs(tmp_path)
+            (tmp_path / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - size // 2))
             with pytest.raises(BackendError, match=r"disk of .* is full; nothing was written") as caught:
-                await storage.set_item_raw("key", os.urandom(500_000))
+                await storage.set_item_raw("key", os.urandom(size))
             assert (caught.value.key, caught.value.driver) == ("key", "sqlite")
             assert await storage.get_item("key") == "old"
-            (path / "ballast").unlink()
-            await storage.set_item("key", "new")
-            assert await storage.get_item("key") == "new"
+            (tmp_path / "ballast").unlink()
+            await storage.set_item_raw("key", bytes(size))
+            assert await storage.get_item_raw("key") == bytes(size)
+
+    with small_disk(tmp_path, "1m"):
+        asyncio.run(main())
+
+
+def test_a_file_that_can_only_be_read_is_read_and_every_write_says_so(tmp_path: Path) -> None:
+    asyncio.run(_with_one_key(tmp_path))
+    (tmp_path / "app.db").chmod(0o444)
+    command = [sys.executable, str(HERE / "sqlite_process.py"), "only_read", str(tmp_path / "app.db")]
+    done = subprocess.run(command, check=True, timeout=30, stdout=subprocess.PIPE, text=True)
+    get, keys, *writes, sweep = done.stdout.splitlines()
+    assert (get, keys, sweep) == ("1", "['key']", "None")
+    assert len(writes) == 4
+    assert all("app.db can only be read; nothing was written" in write for write in writes)
+    assert rows(tmp_path) == [("key", b"1")]
+
+
+async def _with_one_key(path: Path, **options: Any) -> None:
+    async with opened(path, **options) as storage:
+        await storage.set_item("key", 1)
 
 
 @in_directory
@@ -257,17 +327,22 @@ async def test_a_directory_that_comes_later_is_used_then(path: Path) -> None:
 # Damage
 
 
-@in_directory
-async def test_a_file_that_is_no_database_is_corrupt_and_left_as_it_was(path: Path) -> None:
-    path.mkdir()
-    (path / "app.db").write_bytes(b"anything but a database " * 400)
-    before = (path / "app.db").read_bytes()
-    async with opened(path) as storage:
-        for call in (storage.get_item("key"), storage.set_item("key", 1), storage.get_keys()):
-            with pytest.raises(CorruptValueError, match="damaged or no SQLite database") as caught:
-                await call
-            assert caught.value.driver == "sqlite"
-    assert (path / "app.db").read_bytes() == before
+@pytest.mark.parametrize("damage", ["garbage", "half", "beginning"])
+def test_a_file_that_is_no_database_is_corrupt_and_left_as_it_was(tmp_path: Path, damage: str) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as storage:
+            await storage.set_items({f"key:{number:04}": "x" * 500 for number in range(100)})
+        whole = (tmp_path / "app.db").read_bytes()
+        kept = {"garbage": b"anything but a database " * 400, "half": whole[: len(whole) // 2], "beginning": whole[:300]}
+        (tmp_path / "app.db").write_bytes(kept[damage])
+        async with opened(tmp_path) as storage:
+            for call in (storage.get_item("key:0099"), storage.set_item("key:0099", 1), storage.get_keys()):
+                with pytest.raises(CorruptValueError, match="damaged or no SQLite database") as caught:
+                    await call
+                assert caught.value.driver == "sqlite"
+        assert (tmp_path / "app.db").read_bytes() == kept[damage]
+
+    asyncio.run(main())
 
 
 @in_directory
@@ -332,18 +407,51 @@ async def test_a_newer_schema_is_refused_and_left(path: Path) -> None:
 
 @in_directory
 async def test_another_programs_table_of_that_name_is_refused_and_its_others_are_left(path: Path) -> None:
-    path.mkdir()
-    with closing(sqlite3.connect(path / "app.db")) as connection:
-        connection.execute("CREATE TABLE kvstore (theirs)")
+    with closing(sqlite3.connect(_made(path) / "app.db")) as connection:
+        connection.execute("CREATE TABLE KVStore (expires_at)")
         connection.execute("INSERT INTO kvstore VALUES ('kept')")
         connection.commit()
+    before = (path / "app.db").read_bytes()
     async with opened(path) as storage:
         with pytest.raises(BackendError, match="another program's; choose another `table`"):
             await storage.set_item("key", 1)
+    assert (path / "app.db").read_bytes() == before
     async with opened(path, table="ours") as storage:
         await storage.set_item("key", 1)
         assert await storage.clear() == 1
     assert rows(path, "SELECT * FROM kvstore") == [("kept",)]
+
+
+@in_directory
+async def test_a_file_whose_texts_have_another_order_is_refused_and_left(path: Path) -> None:
+    with closing(sqlite3.connect(_made(path) / "app.db")) as connection:
+        connection.execute("PRAGMA encoding = 'UTF-16'")
+        connection.execute("CREATE TABLE other (theirs)")
+    before = (path / "app.db").read_bytes()
+    async with opened(path) as storage:
+        with pytest.raises(BackendError, match="another encoding than UTF-8"):
+            await storage.set_item("key", 1)
+    assert (path / "app.db").read_bytes() == before
+
+
+@in_directory
+async def test_a_table_that_somebody_dropped_is_made_anew(path: Path) -> None:
+    await _with_one_key(path)
+    with closing(sqlite3.connect(path / "app.db")) as connection:
+        connection.execute("DROP TABLE kvstore")
+    await _with_one_key(path)
+    assert rows(path) == [("key", b"1")]
+
+
+@in_directory
+async def test_a_table_may_have_a_name_that_sql_has_too(path: Path) -> None:
+    async with opened(path, table="Order", synchronous="normal") as storage:
+        await storage.set_item_raw("key", bytes(3 * 2**20))
+        await storage.set_item("other", 1, ttl=60)
+        assert await storage.get_item_raw("key") == bytes(3 * 2**20)
+        assert await storage.get_keys() == ["key", "other"]
+        assert await storage.touch("other", 1)
+        assert await storage.clear() == 2
 
 
 @in_directory
@@ -368,6 +476,10 @@ async def test_tables_in_one_file_are_stores_of_their_own(path: Path) -> None:
         ({"path": "x.db", "timeout": float("nan")}, "positive"),
         ({"path": "x.db", "table": 'x"; DROP TABLE y; --'}, "plain name"),
         ({"path": "x.db", "table": "sqlite_master"}, "plain name"),
+        ({"path": "x.db", "table": "SQLite_x"}, "plain name"),
+        ({"path": "x.db", "table": "KVStore_Schema"}, "plain name"),
+        ({"path": "x.db", "table": "x\n"}, "plain name"),
+        ({"path": "x.db", "table": "ä"}, "plain name"),
         ({"path": "x.db", "tabel": "x"}, "did you mean 'table'"),
         ({}, "path"),
     ],
@@ -378,18 +490,36 @@ def test_a_wrong_option_is_refused_by_name(options: dict[str, Any], says: str) -
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "says"),
     [
-        "sqlite://host/x.db",
-        "sqlite://",
-        "sqlite:///x.db?synchronous=never",
-        "sqlite:///x.db?typo=1",
-        "sqlite:///x.db?timeout=y",
+        ("sqlite://host/x.db", "sqlite:///relative.db"),
+        ("sqlite://", "sqlite:///relative.db"),
+        ("sqlite:///x.db#y", "sqlite:///relative.db"),
+        ("sqlite:///x.db?synchronous=never", "synchronous"),
+        ("sqlite:///x.db?table=a%22b", "table"),
+        ("sqlite:///x.db?tmeout=1", "'tmeout'.* timeout"),
+        ("sqlite:///x.db?timeout=y", "timeout"),
+        ("sqlite:///x%00.db", "path"),
     ],
 )
-def test_a_wrong_url_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError):
+def test_a_wrong_url_is_refused_by_what_is_wrong(url: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
         create_storage(url)
+
+
+def test_a_relative_path_is_below_the_directory_in_which_it_was_named_and_no_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(_made(tmp_path / "here"))
+    storage = create_storage("sqlite", path="file:x.db?mode=memory")
+    monkeypatch.chdir(tmp_path)
+
+    async def main() -> None:
+        async with storage:
+            await storage.set_item("key", 1)
+
+    asyncio.run(main())
+    assert [file.name for file in (tmp_path / "here").iterdir()] == ["file:x.db?mode=memory"]
 
 
 @in_directory
@@ -431,11 +561,6 @@ async def test_T2_what_expired_while_nobody_was_there_leaves_soon_after_the_file
                 await asyncio.sleep(0.05)
 
 
-def _made(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
 @in_directory
 async def test_a_thousand_writes_at_once_share_a_few_commits(path: Path) -> None:
     async with opened(path) as storage:
@@ -453,13 +578,22 @@ async def test_a_thousand_writes_at_once_share_a_few_commits(path: Path) -> None
 @MODES
 def test_the_log_does_not_grow_without_end(tmp_path: Path, synchronous: str) -> None:
     async def main() -> None:
-        async with opened(tmp_path, synchronous=synchronous) as storage:
+        async with opened(tmp_path, synchronous=synchronous) as storage, opened(tmp_path) as other:
             largest = 0
+
+            async def read(storage: Storage) -> None:
+                while True:
+                    await storage.get_items([f"key:{key}" for key in range(20)])
+                    await asyncio.sleep(0)
+
+            reading = [asyncio.create_task(read(storage)), asyncio.create_task(read(other))]
             for _ in range(60):
                 await asyncio.gather(*(storage.set_item_raw(f"key:{key}", os.urandom(20_000)) for key in range(20)))
                 for key in range(5):
                     await storage.set_item_raw(f"one:{key}", os.urandom(20_000))
                 largest = max(largest, (tmp_path / "app.db-wal").stat().st_size)
+            for task in reading:
+                task.cancel()
             assert largest < 16 * 2**20, f"30 MB were written, and the log has {largest:,} bytes"
 
     asyncio.run(main())
@@ -475,6 +609,66 @@ async def test_a_large_value_is_written_and_read_whole(path: Path) -> None:
             assert await storage.get_item_raw("large") == data
 
         await leaves_the_loop_free(there_and_back)
+
+
+@in_directory
+async def test_L2_conditions_on_large_values_leave_the_event_loop_free(path: Path) -> None:
+    async with opened(path, synchronous="normal") as storage:
+        data = os.urandom(30 * 2**20)
+        another = data[:-1] + bytes([data[-1] ^ 1])
+        await storage.set_item_raw("large", data)
+        driver = storage.get_mount("large").driver
+
+        async def fail_and_hold() -> None:
+            assert await driver.write([("key", b"1", None)], {"large": b"small"}) is None
+            assert await driver.write([("key", b"1", None)], {"large": None}) is None
+            assert await driver.write([("key", b"1", None)], {"large": another}) is None
+            assert await driver.write([("key", b"1", None)], {"large": data}) is not None
+
+        await leaves_the_loop_free(fail_and_hold)
+
+
+@in_directory
+async def test_L2_a_listing_does_not_pass_a_crowd_of_expired_rows_in_the_event_loop(path: Path) -> None:
+    async with opened(path) as storage:
+        await storage.set_item("a:last", 1)
+        with closing(sqlite3.connect(path / "app.db")) as connection:
+            connection.execute(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
+                " INSERT INTO kvstore (key, expires_at, mtime, value) SELECT 'a:' || i, 1, 1, '1' FROM n"
+            )
+            connection.commit()
+        driver = storage.get_mount("a").driver
+        assert isinstance(driver, SqliteDriver)
+        assert driver._inline is not None
+        steps: list[int] = []
+        driver._inline.set_progress_handler(lambda: steps.append(1000), 1000)
+        assert await storage.get_keys("a") == ["a:last"]
+        assert await storage.get_keys("a", limit=1) == ["a:last"]
+        assert await storage.get_keys("a", limit=1, reverse=True) == ["a:last"]
+        assert sum(steps) < 20_000
+
+
+@in_directory
+async def test_L2_the_first_commit_of_a_log_which_waits_for_the_disk_is_not_the_event_loops(path: Path) -> None:
+    await _with_one_key(path)
+    async with opened(path, synchronous="normal") as storage:
+        assert await storage.get_item("key") == 1
+        assert (path / "app.db-wal").stat().st_size > 0
+
+
+@in_directory
+async def test_the_etag_differs_when_a_key_is_removed_and_written_within_a_millisecond(path: Path) -> None:
+    async with opened(path) as storage:
+        etags = set()
+        with mock.patch("time.time_ns", return_value=10**18):
+            for _ in range(5):
+                await storage.remove_item("key")
+                await storage.set_item("key", 1)
+                meta = await storage.get_meta("key")
+                assert meta is not None
+                etags.add(meta.etag)
+        assert len(etags) == 5
 
 
 # Event loops and threads

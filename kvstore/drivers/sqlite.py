@@ -11,18 +11,17 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import orjson
-
 from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
-from kvstore.drivers._sqlite.connection import as_kvstore_error, is_busy, snapshot, transaction
-from kvstore.drivers._sqlite.schema import VERSIONS, prepare
+from kvstore.drivers._sqlite.connection import as_kvstore_error, is_busy, is_read_only, transaction
+from kvstore.drivers._sqlite.rows import Rows, array
+from kvstore.drivers._sqlite.schema import VERSIONS, begin_log, prepare
 from kvstore.drivers._sqlite.statements import INLINE_BYTES, SWEEP_STEP, Statements
-from kvstore.errors import BackendUnavailable, ConfigError, KVStoreError
+from kvstore.errors import BackendError, BackendUnavailable, ConfigError, KVStoreError, UnsupportedOperation
 from kvstore.keys import past
 from kvstore.worker import Worker
 
@@ -30,7 +29,7 @@ _INLINE_READS = 64
 _INLINE_COMMITS = 16
 _INLINE_SCAN = 250
 _CHECKPOINT_BYTES = 4 * 2**20
-_PIECE = 2**20
+_LONGEST_TIMEOUT = 2_000_000.0  # seconds; SQLite counts milliseconds in 32 bits
 
 T = TypeVar("T")
 
@@ -58,28 +57,33 @@ class SqliteDriver(Driver):
     ) -> None:
         if synchronous not in ("full", "normal"):
             raise ConfigError(f"synchronous is 'full' or 'normal', not {synchronous!r}", driver="sqlite")
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", table) or table == VERSIONS or table.startswith("sqlite_"):
+        if not re.fullmatch(rf"(?!sqlite_|{VERSIONS}$)[a-z][a-z0-9_]*", table, re.IGNORECASE | re.ASCII):
             raise ConfigError(f"table is a plain name of letters, digits and _, not {table!r}", driver="sqlite")
         if not timeout > 0:
             raise ConfigError(f"timeout is a positive number of seconds, not {timeout!r}", driver="sqlite")
-        self._path = os.path.expanduser(os.fspath(path))
-        if not self._path or "\0" in self._path:
-            raise ConfigError(f"path is that of a file, not {self._path!r}", driver="sqlite")
-        self._memory = self._path == ":memory:"
+        given = os.fspath(path)
+        if not given or "\0" in given:
+            raise ConfigError(f"path is that of a file, not {given!r}", driver="sqlite")
+        self._memory = given == ":memory:"
+        self._path = given if self._memory else os.path.abspath(os.path.expanduser(given))
         if self._memory:
             self.capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
         self._synchronous = synchronous
         self._timeout = timeout
         self._table = table
         self._sql = Statements(table)
+        self._rows = Rows(table, lambda: self.clock())
         self._reads = TickBudget(_INLINE_READS)
         self._commits = TickBudget(_INLINE_COMMITS)
         self._unchecked = 0  # bytes committed inline since the last checkpoint
+        self._patience = timeout  # of the writer, in seconds
         self._reading = Worker("kvstore sqlite reads")
         self._writing = Worker("kvstore sqlite writes")
         self._inline: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
+        self._process: int | None = None
+        """That opened the connections."""
 
     def __repr__(self) -> str:
         return f"SqliteDriver({self._path!r})"
@@ -98,35 +102,53 @@ class SqliteDriver(Driver):
                 raise ConfigError(f"timeout is a number of seconds, not {query['timeout']!r}", driver="sqlite") from None
         unknown = set(query) - {"synchronous", "table", "timeout"}
         if unknown:
-            raise ConfigError(f"there is no option {min(unknown)!r} in a SQLite URL", driver="sqlite")
+            raise ConfigError(
+                f"there is no option {min(unknown)!r} in a SQLite URL; there are synchronous, table, timeout", driver="sqlite"
+            )
         return cls(unquote(parts.path[1:]), **(query | options))
 
     # Connecting
 
     async def connect(self) -> None:
+        if self._is_inherited:  # https://sqlite.org/howtocorrupt.html, 2.6
+            raise UnsupportedOperation(
+                "a SQLite file that was open when the process forked can't be used by the child;"
+                " close the storage before the fork, or use one that was not used yet"
+            )
         if self._writer is None:
             await self._on(self._writing, self._open)
 
+    @property
+    def _is_inherited(self) -> bool:
+        return self._process is not None and self._process != os.getpid()
+
     def _open(self) -> None:
-        writer = self._connection(self._timeout)
-        try:
+        if self._writer is not None:  # for an event loop that was abandoned meanwhile
+            return
+        with ExitStack() as opened:
+            writer = opened.enter_context(closing(self._connection(self._timeout)))
             prepare(writer, self._path, self._table, self._timeout)
             if not self._memory:
-                self._reader = self._connection(self._timeout)
-                self._inline = self._connection(0)
+                reader = opened.enter_context(closing(self._connection(self._timeout)))
+                inline = opened.enter_context(closing(self._connection(0)))
                 # What it commits must not wait for the disk: the checkpoint, which does, is the writer's.
-                self._inline.execute("PRAGMA wal_autocheckpoint = 0")
-        except BaseException:
-            writer.close()
-            raise
-        self._writer = writer
+                inline.execute("PRAGMA wal_autocheckpoint = 0")
+                if self._synchronous == "normal":
+                    begin_log(inline)
+                self._reader, self._inline = reader, inline
+            self._process = os.getpid()
+            self._writer = writer
+            opened.pop_all()
 
     def _connection(self, timeout: float) -> sqlite3.Connection:
+        timeout = min(timeout, _LONGEST_TIMEOUT)
         connection = sqlite3.connect(self._path, timeout=timeout, isolation_level=None, check_same_thread=False)
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         return connection
 
     async def aclose(self) -> None:
+        if self._is_inherited:
+            return
         if self._inline is not None:
             self._inline.close()
             self._inline = None
@@ -165,41 +187,25 @@ class SqliteDriver(Driver):
                 return [data]
         elif self._inline is not None and len(keys) <= _INLINE_READS and self._reads.spend(len(keys)):
             try:
-                rows = self._inline.execute(self._sql.small_many, (_array(keys), self.clock())).fetchall()
+                rows = self._inline.execute(self._sql.small_many, (array(keys), self.clock())).fetchall()
                 found: dict[str, bytes | None] = dict(rows)
                 if None not in found.values():
                     return [found.get(key) for key in keys]
             except sqlite3.Error as error:
                 self._unless_busy(error)
         # Too many, too large, or in the way of another process.
-        return await self._ask(lambda connection: self._read_all(connection, keys))
-
-    def _read_all(self, connection: sqlite3.Connection, keys: Sequence[str]) -> list[bytes | None]:
-        rows = connection.execute(self._sql.many, (_array(keys), self.clock())).fetchall()
-        if any(data is None for _, _, data in rows):
-            with snapshot(connection):
-                rows = [
-                    (key, rowid, self._read_large(connection, rowid) if data is None else data)
-                    for key, rowid, data in connection.execute(self._sql.many, (_array(keys), self.clock())).fetchall()
-                ]
-        found: dict[str, bytes | None] = {key: data for key, _, data in rows}
-        return [found.get(key) for key in keys]
-
-    def _read_large(self, connection: sqlite3.Connection, rowid: int) -> bytes:
-        """In pieces: read as one, 30 MB hold the interpreter, and with it the event loop, for 20 to 130 ms."""
-        with connection.blobopen(self._table, "value", rowid, readonly=True) as blob:
-            return b"".join(iter(lambda: blob.read(_PIECE), b""))
+        return await self._ask(lambda connection: self._rows.read(connection, keys))
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
         def there(connection: sqlite3.Connection) -> set[str]:
-            return {key for (key,) in connection.execute(self._sql.there_many, (_array(keys), self.clock()))}
+            return {key for (key,) in connection.execute(self._sql.there_many, (array(keys), self.clock()))}
 
         found = await self._look(there, len(keys))
         return [key in found for key in keys]
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
         def stats(connection: sqlite3.Connection) -> dict[str, Stat]:
-            rows = connection.execute(self._sql.stat, (_array(keys), self.clock()))
+            rows = connection.execute(self._sql.stat, (array(keys), self.clock()))
             return {
                 key: Stat(size, f"{mtime:x}-{revision:x}", mtime, expires_at, custom)
                 for key, size, revision, mtime, expires_at, custom in rows
@@ -214,16 +220,25 @@ class SqliteDriver(Driver):
             high = min(high, after)
         elif after is not None and after >= low:
             low, strictly = after, True
-        sql = f"SELECT key {self._sql.range} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
-        sql = sql.format(low=">" if strictly else ">=")
+        order = f"ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
+        among = self._sql.among.format(low=">" if strictly else ">=")
+        short = min(limit, _INLINE_SCAN)
 
-        def page(connection: sqlite3.Connection, limit: int = limit) -> list[str]:
+        def short_page(connection: sqlite3.Connection) -> list[str] | NotNow:
+            """Of so many rows, the expired ones included, for there may be any number of these."""
+            rows = connection.execute(
+                f"SELECT key, {self._sql.live} {among} {order}", (self.clock(), low, high, short)
+            ).fetchall()
+            keys = [key for key, lives in rows if lives]
+            return keys if len(rows) < short or len(keys) == limit else NOT_NOW
+
+        def page(connection: sqlite3.Connection) -> list[str]:
+            sql = f"SELECT key {among} AND {self._sql.live} {order}"
             return [key for (key,) in connection.execute(sql, (low, high, self.clock(), limit))]
 
         # Most listings are short, whatever their limit is.
-        short = min(limit, _INLINE_SCAN)
-        found = self._look_now(lambda connection: page(connection, short), short // 8)
-        return found if found is not NOT_NOW and (len(found) < short or limit == short) else await self._ask(page)
+        found = self._look_now(short_page, short // 8)
+        return await self._ask(page) if found is NOT_NOW else found
 
     async def count(self, prefix: str) -> int:
         def counted(connection: sqlite3.Connection) -> int:
@@ -236,7 +251,7 @@ class SqliteDriver(Driver):
         found = self._look_now(look, cost)
         return await self._ask(look) if found is NOT_NOW else found
 
-    def _look_now(self, look: Callable[[sqlite3.Connection], T], cost: int) -> T | NotNow:
+    def _look_now(self, look: Callable[[sqlite3.Connection], T | NotNow], cost: int) -> T | NotNow:
         if self._inline is None or cost > _INLINE_READS or not self._reads.spend(cost + 1):
             return NOT_NOW
         try:
@@ -266,19 +281,22 @@ class SqliteDriver(Driver):
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
         size = sum(len(data) for _, data, _ in writes if data is not None)
-        inline = self._may_commit(len(writes), size)
+        asked = expect or {}
+        inline = self._may_commit(
+            len(writes) + len(asked), size + sum(len(data) for data in asked.values() if data is not None)
+        )
         if inline is not None:
             try:
-                (result,) = self._commit(inline, [(writes, expect)])
+                (result,) = self._rows.commit(inline, [(writes, expect)])
                 self._committed(size)
                 return result
             except sqlite3.Error as error:
                 self._unless_busy(error)
-        (result,) = await self._change(lambda writer: self._commit(writer, [(writes, expect)]))
+        (result,) = await self._change(lambda writer: self._rows.commit(writer, [(writes, expect)]))
         return result
 
     async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
-        return [*await self._change(lambda writer: self._commit(writer, batches))]
+        return [*await self._change(lambda writer: self._rows.commit(writer, batches))]
 
     async def touch(self, key: str, expires_at: int | None) -> bool:
         arguments = (expires_at, key, self.clock())
@@ -299,8 +317,13 @@ class SqliteDriver(Driver):
 
     async def sweep(self) -> int | None:
         now = self.clock()
-        while await self._change(lambda writer: writer.execute(self._sql.sweep, (now,)).rowcount) == SWEEP_STEP:
-            pass
+        try:
+            while await self._change(lambda writer: writer.execute(self._sql.sweep, (now,)).rowcount) == SWEEP_STEP:
+                pass
+        except BackendError as error:
+            if is_read_only(error.__cause__):  # those who may write sweep it
+                return None
+            raise
         due = await self._ask(lambda connection: connection.execute(self._sql.next_expiry).fetchone()[0])
         return None if due is None else int(due)
 
@@ -318,54 +341,32 @@ class SqliteDriver(Driver):
         return None
 
     async def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._on(self._writing, lambda: change(_open_one(self._writer)))
+        asked = time.monotonic()
+        return await self._on(self._writing, lambda: change(self._patient(asked)))
+
+    def _patient(self, asked: float) -> sqlite3.Connection:
+        """The writer, which waits for a lock as long as one who asked then may have to wait; his turn he waited for already."""
+        writer = _open_one(self._writer)
+        late = time.monotonic() - asked
+        timeout = self._timeout if late < self._timeout / 10 else max(0, self._timeout - late)
+        if timeout != self._patience:
+            writer.execute(f"PRAGMA busy_timeout = {int(1000 * min(timeout, _LONGEST_TIMEOUT))}")
+            self._patience = timeout
+        return writer
 
     def _committed(self, size: int) -> None:
         """After an inline commit of `size` bytes: has the writer move the log to the file, when it has grown."""
         self._unchecked += size + 8192  # the pages that a small write touches
 
         def checkpoint() -> None:
-            with suppress(sqlite3.OperationalError):  # somebody is at it; the next one comes
-                _open_one(self._writer).execute("PRAGMA wal_checkpoint(PASSIVE)")
+            with suppress(sqlite3.Error):  # somebody is at it, and the next one comes; or the next write tells
+                writer = _open_one(self._writer)
+                writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                begin_log(writer)
 
         if self._unchecked > _CHECKPOINT_BYTES:
             self._unchecked = 0
             self._writing.submit(checkpoint)
-
-    def _commit(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> list[list[bool] | None]:
-        """All `batches` in one transaction, so in one wait for the disk."""
-        with transaction(connection):
-            return [self._apply(connection, writes, expect) for writes, expect in batches]
-
-    def _apply(self, connection: sqlite3.Connection, writes: Sequence[Write], expect: Expect | None) -> list[bool] | None:
-        now = self.clock()
-        if expect:
-            held = self._read_all(connection, list(expect))
-            if held != list(expect.values()):
-                return None
-        keys = [key for key, _, _ in writes]
-        if len(keys) == 1:
-            there = set(keys) if connection.execute(self._sql.there, (keys[0], now)).fetchone() else set()
-        else:
-            there = {key for (key,) in connection.execute(self._sql.there_many, (_array(keys), now))}
-        mtime = time.time_ns() // 1_000_000
-        sets = [(key, data, expires_at, mtime, now) for key, data, expires_at in writes if data is not None]
-        if sets:
-            connection.executemany(self._sql.upsert, [write for write in sets if len(write[1]) <= _PIECE])
-            for key, data, *rest in sets:
-                if len(data) > _PIECE:
-                    self._write_large(connection, key, data, rest)
-        if len(sets) < len(writes):
-            connection.executemany(self._sql.delete, [(key,) for key, data, _ in writes if data is None])
-        return [key in there for key in keys]
-
-    def _write_large(self, connection: sqlite3.Connection, key: str, data: bytes, rest: Sequence[int | None]) -> None:
-        """In pieces, for the same reason as in `_read_large`."""
-        connection.execute(self._sql.upsert.replace("?, ?", "?, zeroblob(?)", 1), (key, len(data), *rest))
-        (rowid,) = connection.execute(f"SELECT rowid FROM {self._table} WHERE key = ?", (key,)).fetchone()
-        with connection.blobopen(self._table, "value", rowid) as blob:
-            for start in range(0, len(data), _PIECE):
-                blob.write(memoryview(data)[start : start + _PIECE])
 
     # Threads and errors
 
@@ -380,10 +381,6 @@ class SqliteDriver(Driver):
         if not is_busy(error):
             raise as_kvstore_error(error, self._path, self._timeout) from error
         return NOT_NOW
-
-
-def _array(keys: Sequence[str]) -> str:
-    return orjson.dumps(keys if isinstance(keys, list | tuple) else list(keys)).decode()
 
 
 def _open_one(connection: sqlite3.Connection | None) -> sqlite3.Connection:

@@ -23,7 +23,8 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        connection.execute("COMMIT")
+        if connection.in_transaction:  # SQLite may have ended it by itself after an error
+            connection.execute("COMMIT")
 
 
 @contextmanager
@@ -42,6 +43,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 def is_busy(error: sqlite3.Error) -> bool:
     """Whether another connection is in the way for now."""
     return _code(error) in _BUSY
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Whether this process may not write to the file."""
+    return isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_READONLY
 
 
 def as_kvstore_error(error: sqlite3.Error, path: str, timeout: float) -> KVStoreError:

@@ -9,10 +9,11 @@ SWEEP_STEP = 1000
 
 
 class Statements:
-    """The SQL for one table, whose name is a plain word. `live` rows are those that have not expired by the last argument."""
+    """The SQL for one table, whose name may be a word of SQL. `live` rows have not expired by the last argument."""
 
     def __init__(self, table: str) -> None:
-        live = "(expires_at IS NULL OR expires_at > ?)"
+        table = f'"{table}"'
+        live = self.live = "(expires_at IS NULL OR expires_at > ?)"
         asked = f"{table} WHERE key IN (SELECT value FROM json_each(?)) AND {live}"
         # The cast is for a text that somebody wrote by hand.
         small = f"CASE WHEN length(value) <= {INLINE_BYTES} THEN CAST(value AS BLOB) END"
@@ -23,16 +24,18 @@ class Statements:
         self.there_many = f"SELECT key FROM {asked}"
         size = "CASE typeof(value) WHEN 'blob' THEN length(value) ELSE length(CAST(value AS BLOB)) END"
         self.stat = f"SELECT key, {size}, revision, mtime, expires_at, custom FROM {asked}"
+        # Revisions begin anywhere, so that a key that was removed and written within a millisecond shows it.
         # In the update the plain names are the old row's: custom metadata of a live key stays, that of an expired one goes.
         self.upsert = (
-            f"INSERT INTO {table} (key, value, expires_at, mtime) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
-            " value = excluded.value, expires_at = excluded.expires_at, mtime = excluded.mtime, revision = revision + 1,"
-            f" custom = CASE WHEN {live} THEN custom END"
+            f"INSERT INTO {table} (key, value, expires_at, mtime, revision) VALUES (?, ?, ?, ?, random() & 0xffffff)"
+            " ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at,"
+            f" mtime = excluded.mtime, revision = revision + 1, custom = CASE WHEN {live} THEN custom END"
         )
         self.delete = f"DELETE FROM {table} WHERE key = ?"
         self.touch = f"UPDATE {table} SET expires_at = ? WHERE key = ? AND {live}"
         self.custom = f"UPDATE {table} SET custom = ? WHERE key = ? AND {live}"
-        self.range = f"FROM {table} WHERE key {{low}} ? AND key < ? AND {live}"
+        self.rowid = f"SELECT rowid FROM {table} WHERE key = ?"
+        self.among = f"FROM {table} WHERE key {{low}} ? AND key < ?"
         self.count = f"SELECT count(*) FROM {table} WHERE key >= ? AND key < ? AND {live}"
         self.clear = f"DELETE FROM {table} WHERE key >= ? AND key < ?"
         expired = f"SELECT rowid FROM {table} WHERE expires_at <= ? LIMIT {SWEEP_STEP}"
