@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _CONNECTIONS = 8
 """At once. More are never needed: calls that wait are merged into one. A pool that blocks by itself takes 30 µs a call."""
+_PIECE = 2**19
+"""Bytes of a value that are sent or read at once."""
+_PART_SECONDS = 600
 _OWN_QUERY = {"base": str, "index": bool, "cluster": bool, "connect_timeout": float, "timeout": float}
 _TLS_QUERY = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_keyfile_password", "ssl_cert_reqs", "ssl_check_hostname")
 
@@ -170,30 +173,58 @@ class RedisDriver(Driver):
     # Calls
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        names = [self._prefix + key for key in keys]
-        if len(names) == 1:
-            return [await self._call(lambda client: client.get(names[0]), keys)]
-        found: list[bytes | None] = await self._call(lambda client: client.mget(names), keys)
-        return found if None not in found else await self._typed(keys, found)
+        if len(keys) == 1:
+            data: bytes = await self._call(lambda client: client.getrange(self._prefix + keys[0], 0, _PIECE - 1), keys)
+            if 0 < len(data) < _PIECE:
+                return [data]
+        found: list[bytes | int | None] = await self._script(scripts.READ, _PIECE, *keys, about=keys)
+        for key, data in zip(keys, found, strict=True):
+            if data == -1:
+                raise CorruptValueError("another program keeps no string under this key", key=key)
+        return [await self._large(key) if isinstance(data, int) else data for key, data in zip(keys, found, strict=True)]
 
-    async def _typed(self, keys: Sequence[str], found: list[bytes | None]) -> list[bytes | None]:
-        """MGET gives nothing for what is no string; who asks for one such key alone is told."""
-        async with self._client.pipeline(transaction=False) as pipeline:
-            absent = [key for key, data in zip(keys, found, strict=True) if data is None]
-            for key in absent:
-                pipeline.type(self._prefix + key)
-            types = await self._call(lambda _: pipeline.execute())
-        for key, kind in zip(absent, types, strict=True):
-            if kind not in (b"none", b"string"):
-                raise CorruptValueError(f"another program keeps a {kind.decode()} under this key", key=key)
-        return found
+    async def _large(self, key: str) -> bytes | None:
+        """A copy, in pieces: as one, a large value holds the event loop while it is parsed."""
+        part = self._part()
+        pieces: list[bytes] = []
+        if not await self._call(lambda client: client.copy(self._prefix + key, part), [key]):
+            return None
+        await self._call(lambda client: client.expire(part, _PART_SECONDS))
+        while not pieces or len(pieces[-1]) == _PIECE:
+            pieces.append(await self._piece(part, len(pieces) * _PIECE))
+        await self._call(lambda client: client.delete(part))
+        return b"".join(pieces)
+
+    async def _sent(self, data: bytes) -> str:
+        """Sends a large value in pieces. Returns the name that it lies under."""
+        part = self._part()
+        for start in range(0, len(data), _PIECE):
+            await self._append(part, data[start : start + _PIECE])
+            await self._call(lambda client: client.expire(part, _PART_SECONDS))
+        return part
+
+    async def _piece(self, part: str, at: int) -> bytes:
+        data: bytes = await self._call(lambda client: client.getrange(part, at, at + _PIECE - 1))
+        return data
+
+    async def _append(self, part: str, data: bytes) -> None:
+        await self._call(lambda client: client.append(part, data), writes=True)
+
+    def _part(self) -> str:
+        return f"{self._prefix}$meta:part:{token_hex(8)}"
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
         arguments: list[Any] = [len(expect or ())]
         for key, wanted in (expect or {}).items():
             arguments += (key, "0" if wanted is None else "1", wanted or b"")
         for key, data, expires_at in writes:
-            arguments += (key, "r", b"", "") if data is None else (key, "s", data, "" if expires_at is None else expires_at)
+            at = "" if expires_at is None else expires_at
+            if data is None:
+                arguments += (key, "r", b"", "")
+            elif len(data) > _PIECE:
+                arguments += (key, "m", await self._sent(data), at)
+            else:
+                arguments += (key, "s", data, at)
         found = await self._script(scripts.WRITE, *arguments, about=[key for key, _, _ in writes], writes=True)
         return None if found is None else [bool(there) for there in found]
 

@@ -74,7 +74,11 @@ while ARGV[at] do
     else
         local left = redis.call('PTTL', prefix .. key)
         found[#found + 1] = left == -2 and 0 or 1
-        if expires_at == '' then
+        if kind == 'm' then
+            redis.call('RENAME', data, prefix .. key)
+            redis.call('PERSIST', prefix .. key)
+            if expires_at ~= '' then redis.call('PEXPIREAT', prefix .. key, expires_at) end
+        elseif expires_at == '' then
             redis.call('SET', prefix .. key, data)
         else
             redis.call('SET', prefix .. key, data, 'PXAT', expires_at)
@@ -91,7 +95,30 @@ end
 return found
 """
 )
-"""`ARGV`: how many conditions, each key, `1` and data or `0` and nothing; then writes: key, `s` or `r`, data, expiry."""
+"""`ARGV`: how many conditions, each key, `1` and data or `0` and nothing; then writes: key, kind, data, expiry.
+
+The kinds: `s` sets, `r` removes, `m` moves what lies under the name that is given for data.
+"""
+
+READ = (
+    _HEAD
+    + """
+local found = {}
+for at = 7, #ARGV do
+    local size = redis.pcall('STRLEN', prefix .. ARGV[at])
+    if type(size) == 'table' then
+        found[#found + 1] = -1
+    elseif size > tonumber(ARGV[6]) then
+        found[#found + 1] = size
+    else
+        found[#found + 1] = redis.call('GET', prefix .. ARGV[at])
+    end
+end
+return found
+"""
+)
+"""`ARGV`: the most bytes to give at once; the keys. For each its value, nothing, the size of a larger one, or -1 where
+it is no string."""
 
 TOUCH = (
     _HEAD
