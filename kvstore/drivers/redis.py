@@ -178,10 +178,10 @@ class RedisDriver(Driver):
             if 0 < len(data) < _PIECE:
                 return [data]
         found: list[bytes | int | None] = await self._script(scripts.READ, _PIECE, *keys, about=keys)
-        for key, data in zip(keys, found, strict=True):
-            if data == -1:
+        for key, value in zip(keys, found, strict=True):
+            if value == -1:
                 raise CorruptValueError("another program keeps no string under this key", key=key)
-        return [await self._large(key) if isinstance(data, int) else data for key, data in zip(keys, found, strict=True)]
+        return [await self._large(key) if isinstance(value, int) else value for key, value in zip(keys, found, strict=True)]
 
     async def _large(self, key: str) -> bytes | None:
         """A copy, in pieces: as one, a large value holds the event loop while it is parsed."""
