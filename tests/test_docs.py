@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.drivers.diskcache import DiskcacheDriver
 from kvstore.drivers.fs import FsDriver
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.drivers.redis import RedisDriver
@@ -51,6 +52,7 @@ def test_the_table_of_capabilities_says_what_the_drivers_declare(tmp_path: Path)
         "`fs`": FsDriver(tmp_path),
         '`fs`, `layout="plain"`': FsDriver(tmp_path, layout="plain"),
         "`sqlite`": SqliteDriver(tmp_path / "app.db"),
+        "`diskcache`": DiskcacheDriver(tmp_path / "cache"),
         "`redis`": RedisDriver("redis://localhost"),
         "`redis`, `index=False`": RedisDriver("redis://localhost", index=False),
     }

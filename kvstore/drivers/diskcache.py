@@ -1,0 +1,395 @@
+"""diskcache: a directory with a SQLite file and, for large values, files beside it. Bytes only, never a pickle.
+
+diskcache unpickles whatever a directory's database says is a pickle, so who can write there runs code (CVE-2025-69872).
+Here nothing is ever unpickled. The library makes the tables, the transactions and the connections; the statements are the
+driver's own, for `Cache.set` removes the old value's file before an outer transaction is committed, and tells time by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import orjson
+
+from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
+from kvstore.errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigError,
+    CorruptValueError,
+    KVStoreError,
+    MissingDependencyError,
+)
+from kvstore.keys import past
+from kvstore.worker import Worker
+
+_RAW, _BINARY, _TEXT = 1, 2, 3
+"""What the column `mode` says: in the row, or in a file as bytes or as UTF-8. 4 is a pickle."""
+_FILE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
+"""What diskcache names its files. What is named otherwise somebody else put there."""
+_PIECE = 2**20
+_SWEEP_STEP = 500
+
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
+
+_LIVE = "raw = 1 AND (expire_time IS NULL OR expire_time > ?)"
+_ASKED = f"FROM Cache WHERE key IN (SELECT value FROM json_each(?)) AND {_LIVE}"
+_BELOW = f"FROM Cache WHERE key >= ? AND key < ? AND {_LIVE}"
+_SIZE = f"CASE WHEN mode = {_RAW} THEN length(CAST(value AS BLOB)) ELSE size END"
+# In the update the plain names are the old row's: the tag, which is the custom metadata, stays with a live key.
+_UPSERT = (
+    "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, size, mode, filename, value)"
+    " VALUES (?, 1, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT (key, raw) DO UPDATE SET store_time = excluded.store_time,"
+    " expire_time = excluded.expire_time, access_time = excluded.access_time, access_count = access_count + 1,"
+    " size = excluded.size, mode = excluded.mode, filename = excluded.filename, value = excluded.value,"
+    " tag = CASE WHEN expire_time IS NULL OR expire_time > ? THEN tag END"
+)
+
+T = TypeVar("T")
+_Row = tuple[int, str | None, object, int]
+"""mode, filename, value, size."""
+
+
+class DiskcacheDriver(Driver):
+    """Keeps values in a directory of diskcache, from which nothing is ever evicted. Several processes may use it at once.
+
+    Values are bytes in a SQLite file, or from 32 KiB on in files of their own. What another program pickled there is
+    reported as corrupt and left. `~` and `$VARIABLES` in the path are expanded, as diskcache does.
+
+    Args:
+        path: The directory; it is created.
+        timeout: Seconds to wait while another process writes, then `BackendTimeout`.
+        size_limit: Bytes that the directory may take. A write beyond is refused with `BackendError`; nothing is removed for it.
+    """
+
+    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, shared=True)
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 30.0, size_limit: int | None = None) -> None:
+        if not 0 < timeout < float("inf"):
+            raise ConfigError(f"timeout is a positive number of seconds, not {timeout!r}", driver="diskcache")
+        if size_limit is not None and size_limit <= 0:
+            raise ConfigError(f"size_limit is a positive number of bytes, not {size_limit!r}", driver="diskcache")
+        given = os.fsdecode(path)
+        if not given or "\0" in given:
+            raise ConfigError(f"path is that of a directory, not {given!r}", driver="diskcache")
+        self._path = os.path.abspath(os.path.expandvars(os.path.expanduser(given)))
+        self._timeout = timeout
+        self._size_limit = size_limit
+        self._reading = Worker("kvstore diskcache reads")
+        self._writing = Worker("kvstore diskcache writes")
+        self._cache: Any = None
+
+    def __repr__(self) -> str:
+        return f"DiskcacheDriver({self._path!r})"
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """`diskcache:///absolute/directory`."""
+        parts = urlsplit(url)
+        if parts.netloc or not parts.path.strip("/") or parts.query or parts.fragment:
+            raise ConfigError(
+                "a diskcache URL is diskcache:///absolute/directory; give options as keywords", driver="diskcache"
+            )
+        return cls(unquote(parts.path), **options)
+
+    # Connecting
+
+    async def connect(self) -> None:
+        if self._cache is None:
+            try:
+                await self._on(self._writing, self._open)
+            except ModuleNotFoundError as error:
+                raise MissingDependencyError('the diskcache driver needs: pip install "kvstore[diskcache]"') from error
+
+    def _open(self) -> None:
+        disk = _disk_class()
+        import diskcache
+
+        file = os.path.join(self._path, diskcache.core.DBNAME)
+        if os.path.exists(file):  # making a Cache waits a minute for a lock, whatever its timeout
+            probe = sqlite3.connect(file, timeout=self._timeout, isolation_level=None)
+            try:
+                probe.execute("BEGIN IMMEDIATE")
+                probe.execute("ROLLBACK")
+            finally:
+                probe.close()
+        self._cache = diskcache.Cache(
+            self._path, timeout=self._timeout, disk=disk, eviction_policy="none", cull_limit=0, statistics=0, tag_index=0
+        )
+
+    async def aclose(self) -> None:
+        if self._cache is not None:
+            for worker in (self._reading, self._writing):
+                await self._on(worker, self._cache.close)  # each thread has a connection of its own
+            self._cache = None
+        await self._reading.aclose()
+        await self._writing.aclose()
+
+    # Reading
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        def read() -> list[bytes | None]:
+            found = self._values(keys)
+            return [found.get(key) for key in keys]
+
+        return await self._on(self._reading, read)
+
+    def _values(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Once more where a file has gone since its row was read: somebody has overwritten or removed the value."""
+        gone: set[str] = set()
+        while True:
+            rows = self._all(f"SELECT key, mode, filename, value, size {_ASKED}", _array(keys), self.clock() / 1000)
+            try:
+                return {key: self._cache.disk.load(*row) for key, *row in rows}
+            except FileNotFoundError as error:
+                if str(error.filename) in gone:
+                    key = next(key for key, _, name, *_ in rows if name and str(error.filename).endswith(name))
+                    raise CorruptValueError("the file of this value is missing", key=key) from error
+                gone.add(str(error.filename))
+            except CorruptValueError as error:
+                for key, *row in rows:  # says whose it is
+                    try:
+                        self._cache.disk.load(*row)
+                    except CorruptValueError:
+                        raise error.at(key=key) from error.__cause__
+                raise
+
+    async def has(self, keys: Sequence[str]) -> list[bool]:
+        found = await self._on(self._reading, lambda: self._there(keys))
+        return [key in found for key in keys]
+
+    def _there(self, keys: Sequence[str]) -> set[str]:
+        return {key for (key,) in self._all(f"SELECT key {_ASKED}", _array(keys), self.clock() / 1000)}
+
+    async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
+        sql = f"SELECT key, {_SIZE}, rowid, access_count, store_time, expire_time, tag {_ASKED}"
+        rows = await self._on(self._reading, lambda: self._all(sql, _array(keys), self.clock() / 1000))
+        found = {key: _stat(*row) for key, *row in rows}
+        return [found.get(key) for key in keys]
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        low, high, bound = prefix, past(prefix), ">="
+        if after is not None and reverse:
+            high = min(high, after)
+        elif after is not None and after >= low:
+            low, bound = after, ">"
+        sql = f"SELECT key {_BELOW.replace('>=', bound, 1)} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
+        rows = await self._on(self._reading, lambda: self._all(sql, low, high, self.clock() / 1000, limit))
+        return [key for (key,) in rows]
+
+    async def count(self, prefix: str) -> int:
+        arguments = (prefix, past(prefix), self.clock() / 1000)
+        [(total,)] = await self._on(self._reading, lambda: self._all(f"SELECT count(*) {_BELOW}", *arguments))
+        return int(total)
+
+    def _all(self, sql: str, *arguments: object) -> list[Any]:
+        if self._cache is None:
+            raise BackendUnavailable("the cache was closed")
+        rows: list[Any] = self._cache._sql(sql, arguments).fetchall()
+        return rows
+
+    # Writing
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        [result] = await self.write_many([(writes, expect)])
+        if isinstance(result, KVStoreError):
+            raise result
+        return result
+
+    async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
+        def write() -> list[list[bool] | KVStoreError | None]:
+            return self._in_transaction(lambda stored, old: [self._apply(*batch, stored, old) for batch in batches])
+
+        return await self._on(self._writing, write)
+
+    def _in_transaction(self, change: Callable[[list[str], list[str | None]], T]) -> T:
+        """What `change` does, as one. It adds the files that it made to the first list, those it replaced to the second."""
+        if self._cache is None:
+            raise BackendUnavailable("the cache was closed")
+        stored: list[str] = []
+        old: list[str | None] = []
+        try:
+            with self._cache.transact():
+                result = change(stored, old)
+        except BaseException:
+            old = [*stored]
+            raise
+        finally:
+            for name in old:
+                if name is not None and _FILE.fullmatch(name):
+                    self._cache.disk.remove(name)
+        return result
+
+    def _apply(
+        self, writes: Sequence[Write], expect: Expect | None, stored: list[str], old: list[str | None]
+    ) -> list[bool] | None:
+        if expect and [self._values([key]).get(key) for key in expect] != list(expect.values()):
+            return None
+        now, keys = self.clock() / 1000, _array([key for key, _, _ in writes])
+        there = self._there([key for key, _, _ in writes])
+        old += self._names("key IN (SELECT value FROM json_each(?)) AND raw = 1", keys)
+        sets: list[tuple[object, ...]] = []
+        for key, data, expires_at in writes:
+            if data is None:
+                self._all("DELETE FROM Cache WHERE key = ? AND raw = 1", key)
+                continue
+            size, mode, name, value = self._cache.disk.store(data, False)
+            if name is not None:
+                stored.append(name)
+            written = time.time()
+            expire_time = None if expires_at is None else expires_at / 1000
+            sets.append((key, written, expire_time, written, size, mode, name, value, now))
+        self._check_size(sets)
+        for arguments in sets:
+            self._all(_UPSERT, *arguments)
+        return [key in there for key, _, _ in writes]
+
+    def _check_size(self, sets: Sequence[tuple[Any, ...]]) -> None:
+        if self._size_limit is not None and sets:
+            more = sum(row[4] + len(row[7] or b"") for row in sets)
+            if self._cache.volume() + more > self._size_limit:
+                raise BackendError(
+                    f"{self._path} has reached its size_limit of {self._size_limit:,} bytes; nothing was written"
+                )
+
+    def _names(self, where: str, *arguments: object) -> list[str]:
+        return [name for (name,) in self._all(f"SELECT filename FROM Cache WHERE {where} AND filename NOTNULL", *arguments)]
+
+    async def touch(self, key: str, expires_at: int | None) -> bool:
+        return await self._update("expire_time", None if expires_at is None else expires_at / 1000, key)
+
+    async def set_meta(self, key: str, custom: bytes | None) -> bool:
+        return await self._update("tag", custom, key)
+
+    async def _update(self, column: str, value: object, key: str) -> bool:
+        def update(stored: list[str], old: list[str | None]) -> bool:
+            sql = f"UPDATE Cache SET {column} = ? WHERE key = ? AND {_LIVE} RETURNING 1"
+            return bool(self._all(sql, value, key, self.clock() / 1000))
+
+        return await self._on(self._writing, lambda: self._in_transaction(update))
+
+    async def clear(self, prefix: str) -> int:
+        def clear(stored: list[str], old: list[str | None]) -> int:
+            low, high = prefix, past(prefix)
+            [(total,)] = self._all(f"SELECT count(*) {_BELOW}", low, high, self.clock() / 1000)
+            old += self._names("key >= ? AND key < ? AND raw = 1", low, high)
+            self._all("DELETE FROM Cache WHERE key >= ? AND key < ? AND raw = 1", low, high)
+            return int(total)
+
+        return await self._on(self._writing, lambda: self._in_transaction(clear))
+
+    async def sweep(self) -> int | None:
+        now = self.clock() / 1000
+        expired = f"rowid IN (SELECT rowid FROM Cache WHERE expire_time <= ? LIMIT {_SWEEP_STEP})"
+
+        def sweep(stored: list[str], old: list[str | None]) -> int:
+            old += self._names(expired, now)
+            return len(self._all(f"DELETE FROM Cache WHERE {expired} RETURNING 1", now))
+
+        while await self._on(self._writing, lambda: self._in_transaction(sweep)) == _SWEEP_STEP:
+            pass
+        sql = "SELECT min(expire_time) FROM Cache WHERE expire_time NOTNULL"
+        [(due,)] = await self._on(self._reading, lambda: self._all(sql))
+        return None if due is None else round(due * 1000)
+
+    # Threads and errors
+
+    async def _on(self, worker: Worker, call: Callable[[], T]) -> T:
+        try:
+            return await worker.run(call)
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise BackendError(f"the disk of {self._path} is full; nothing was written") from error
+            raise BackendUnavailable(f"{self._path} can't be used: {error}") from error
+        except Exception as error:
+            if type(error).__module__.startswith("diskcache") and type(error).__name__ == "Timeout":
+                raise self._locked() from error
+            raise
+
+    def _error(self, error: sqlite3.Error) -> KVStoreError:
+        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if primary in _BUSY:
+            return self._locked()
+        if primary in _DAMAGED:
+            return CorruptValueError(f"the database in {self._path} is damaged or none: {error}")
+        if primary in _UNREACHABLE:
+            return BackendUnavailable(f"the database in {self._path} can't be opened: {error}")
+        if primary == sqlite3.SQLITE_FULL:
+            return BackendError(f"the disk of {self._path} is full; nothing was written")
+        if primary == sqlite3.SQLITE_READONLY:
+            return BackendError(f"the database in {self._path} can only be read; nothing was written")
+        return BackendError(f"{self._path}: {error}")
+
+    def _locked(self) -> BackendTimeout:
+        return BackendTimeout(f"{self._path} was locked by another program for {self._timeout:g} seconds; nothing was written")
+
+
+@cache
+def _disk_class() -> type[Any]:
+    """A `diskcache.Disk` without pickle."""
+    import diskcache
+
+    class BytesDisk(diskcache.Disk):  # type: ignore[misc]
+        def put(self, key: object) -> tuple[str, bool]:
+            if not isinstance(key, str):
+                raise TypeError(f"a key is text, not {type(key).__name__}")
+            return key, True
+
+        def get(self, key: Any, raw: bool) -> Any:
+            if not raw:
+                raise CorruptValueError("a key of this cache is a pickle, which is not loaded")
+            return super().get(key, raw)
+
+        def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, str | None, bytes | None]:
+            if not isinstance(value, bytes) or read:
+                raise TypeError(f"a value is bytes, not {type(value).__name__}")
+            if len(value) < self.min_file_size:
+                return 0, _RAW, None, value
+            name, path = self.filename()
+            view = memoryview(value)
+            pieces = (view[start : start + _PIECE] for start in range(0, len(value), _PIECE))
+            return self._write(path, pieces, "xb"), _BINARY, name, None
+
+        def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> Any:
+            if read:
+                raise TypeError("values are read whole")
+            return self.load(mode, filename, value, None)
+
+        def load(self, mode: int, filename: str | None, value: object, size: int | None) -> bytes:
+            """The bytes of a value; text as UTF-8. Raises `CorruptValueError` for all else, and loads no pickle."""
+            if mode == _RAW and isinstance(value, bytes | str):
+                return value.encode() if isinstance(value, str) else value
+            if mode not in (_BINARY, _TEXT):
+                raise CorruptValueError("another program keeps a pickle or a number under this key; it is not loaded")
+            if not isinstance(filename, str) or not _FILE.fullmatch(filename):
+                raise CorruptValueError("the file of this value is not one that diskcache made; it is not read")
+            with open(os.path.join(self._directory, filename), "rb") as file:
+                data = file.read()
+            if size is not None and len(data) != size:
+                raise CorruptValueError(f"the file of this value has {len(data):,} bytes of {size:,}")
+            return data
+
+    return BytesDisk
+
+
+def _stat(size: int, row: int, count: int, written: float, expire_time: float | None, tag: object) -> Stat:
+    custom = tag if isinstance(tag, bytes) else None
+    expires_at = None if expire_time is None else round(expire_time * 1000)
+    return Stat(size, f"{row:x}-{count:x}-{written.hex()}", int(written * 1000), expires_at, custom)
+
+
+def _array(keys: Sequence[str]) -> str:
+    return orjson.dumps(list(keys)).decode()
