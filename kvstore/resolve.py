@@ -24,7 +24,13 @@ DriverSpec = str | Driver
 
 ENTRY_POINTS = "kvstore.drivers"
 # URL schemes that are not the name of their driver.
-_SCHEMES = {"file": "fs", "rediss": "redis", "unix": "redis", "valkey": "redis"}
+_SCHEMES = {
+    "file": "fs",
+    "postgres": "postgresql",
+    "mariadb": "mysql",
+    **dict.fromkeys(("rediss", "unix", "valkey"), "redis"),
+    **dict.fromkeys(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "sftp", "ssh"), "fsspec"),
+}
 _MOUNT_OPTIONS = ("ttl", "read_only")
 
 

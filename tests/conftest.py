@@ -7,6 +7,7 @@ With `KVSTORE_TEST_NO_SKIP` set, as in CI, a test that is skipped has failed.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Generator
 from typing import Any
@@ -41,5 +42,5 @@ SERVERS = ("mongodb", "mysql", "postgresql", "redis", "s3")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(f"test_{name}.py" in item.nodeid or f"[{name}" in item.nodeid for name in SERVERS):
+        if any(re.search(rf"test_{name}\.py|\[{name}|::Test{name}", item.nodeid, re.IGNORECASE) for name in SERVERS):
             item.add_marker("server")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any, TypeVar
 
 from kvstore import BackendUnavailable, Capabilities, Driver, Expect, Storage, Write, create_storage
 from kvstore.drivers.memory import MemoryDriver
+from kvstore.resolve import resolve_driver
 from persistence import Image, Persistence, Session, create_persistence
 
 T = TypeVar("T")
 
-KINDS = ("memory", "steps", "sqlite", "fs", "redis")
+KINDS = ("memory", "steps", "sqlite", "fs", "redis", "postgresql", "mysql")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -120,6 +122,14 @@ class Crashing(Wrapped):
         self.left -= 1
 
 
+def on_a_server(kind: str, path: Path) -> Driver:
+    """A driver for the server that the tests share, in a name space that is as much `path`'s own as a directory there."""
+    name = "kvstore_test_" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    server: Any = importlib.import_module(f"servers.{kind}")
+    place = {"redis": "base", "mongodb": "collection"}.get(kind, "table")
+    return resolve_driver(kind, {"url": server.url(), place: name})
+
+
 class Store:
     """One store, and as many persistences on it as are asked for."""
 
@@ -137,13 +147,9 @@ class Store:
             from kvstore.drivers.fs import FsDriver
 
             return FsDriver(self.path / "store")
-        if self.kind == "redis":
-            from servers import redis
-
-            from kvstore.drivers.redis import RedisDriver
-
-            return RedisDriver(redis.url(), base=f"kvstore-test-{hashlib.sha256(str(self.path).encode()).hexdigest()[:16]}")
-        return Wrapped(self._memory)
+        if self.kind in ("memory", "steps"):
+            return Wrapped(self._memory)
+        return on_a_server(self.kind, self.path)
 
     def open(self, wrap: Callable[[Driver], Driver] = lambda driver: driver) -> Persistence:
         return create_persistence(wrap(self.driver()))

@@ -13,6 +13,8 @@ import pytest
 from kvstore.drivers.diskcache import DiskcacheDriver
 from kvstore.drivers.fs import FsDriver
 from kvstore.drivers.memory import MemoryDriver
+from kvstore.drivers.mysql import MysqlDriver
+from kvstore.drivers.postgresql import PostgresqlDriver
 from kvstore.drivers.redis import RedisDriver
 from kvstore.drivers.sqlite import SqliteDriver
 
@@ -53,6 +55,8 @@ def test_the_table_of_capabilities_says_what_the_drivers_declare(tmp_path: Path)
         '`fs`, `layout="plain"`': FsDriver(tmp_path, layout="plain"),
         "`sqlite`": SqliteDriver(tmp_path / "app.db"),
         "`diskcache`": DiskcacheDriver(tmp_path / "cache"),
+        "`postgresql`": PostgresqlDriver("postgresql://localhost/x"),
+        "`mysql`": MysqlDriver("mysql://localhost/x"),
         "`redis`": RedisDriver("redis://localhost"),
         "`redis`, `index=False`": RedisDriver("redis://localhost", index=False),
     }

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _RUNNING: list[Server] = []
@@ -30,7 +31,7 @@ class Server:
     ) -> None:
         self._command = command
         self._ready = ready
-        self._directory = directory
+        self.directory = directory
         self._user = user
         self._stop_signal = stop_signal
         self._process: subprocess.Popen[bytes] | None = None
@@ -39,13 +40,13 @@ class Server:
 
     def start(self, timeout: float = 60.0) -> None:
         """Starts it, or starts it again on the same data and port."""
-        with open(self._directory / "log", "ab") as log:
+        with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                cwd=self._directory,
+                cwd=self.directory,
                 user=self._user,
                 start_new_session=True,
                 preexec_fn=_end_with_the_parent,
@@ -53,7 +54,7 @@ class Server:
         deadline = time.monotonic() + timeout
         while not self._ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{self._command[0]} did not start:\n{(self._directory / 'log').read_text()[-2000:]}")
+                raise RuntimeError(f"{self._command[0]} did not start:\n{(self.directory / 'log').read_text()[-2000:]}")
             time.sleep(0.02)
 
     def kill(self) -> None:
@@ -71,22 +72,33 @@ class Server:
         """Ends it and removes its data."""
         if self._process is not None:
             self._signal(signal.SIGCONT)
-            self._signal(self._stop_signal)
+            self._signal(self._stop_signal, all_of_it=False)
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
                 self._signal(signal.SIGKILL)
             self._end()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals, *, all_of_it: bool = True) -> None:
+        """To the process, and to those that it has started."""
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
+            family = [self._process.pid, *(_children(self._process.pid) if all_of_it else ())]
+            for pid in family:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def _end(self) -> None:
         if self._process is not None:
             self._process.wait()
             self._process = None
+
+
+def _children(pid: int) -> list[int]:
+    """Of Linux."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def stop_all() -> None:

@@ -1,0 +1,137 @@
+"""Connections that SQLAlchemy's asyncio engine makes, and the shortest way to send a statement on one.
+
+SQLAlchemy's execution and pool cost 120 and 200 µs a call, more than the server's answer. So what is asked by every call
+goes to the client library itself where that is known here, on connections that are kept.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+_MARK = re.compile(r"\$(\d+)")
+
+
+class Connection(ABC):
+    """One connection in autocommit mode. Statements have marks `$1`, `$2`, which may repeat."""
+
+    def __init__(self, made: AsyncConnection, client: Any) -> None:
+        self._made = made
+        self._client = client
+
+    @property
+    def is_open(self) -> bool:
+        """False: it was closed by the server, as far as is known yet."""
+        return True
+
+    @abstractmethod
+    async def fetch(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
+        """The rows that a statement gives."""
+
+    @abstractmethod
+    async def change(self, sql: str, *arguments: Any) -> int:
+        """How many rows a statement matched or inserted."""
+
+    def abort(self) -> None:
+        """Closes it without waiting: nobody knows what is still under way on it."""
+        raw: Any = self._client
+        with suppress(Exception):  # it may be broken already, or its event loop over
+            (raw.terminate if hasattr(raw, "terminate") else raw.close)()
+
+    async def aclose(self) -> None:
+        """Closes it, with a farewell to the server."""
+        with suppress(Exception):
+            await self._made.close()
+
+
+class AsyncpgConnection(Connection):
+    """By asyncpg, whose statements are prepared once."""
+
+    @property
+    def is_open(self) -> bool:
+        return not self._client.is_closed()
+
+    async def fetch(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
+        rows: Sequence[Sequence[Any]] = await self._client.fetch(sql, *arguments)
+        return rows
+
+    async def change(self, sql: str, *arguments: Any) -> int:
+        status: str = await self._client.execute(sql, *arguments)
+        return int(status.rpartition(" ")[2])
+
+
+class AsyncmyConnection(Connection):
+    """By asyncmy."""
+
+    @property
+    def is_open(self) -> bool:
+        return not self._client._stream_broken
+
+    async def fetch(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
+        async with self._client.cursor() as cursor:
+            await cursor.execute(*_positional(sql, arguments))
+            rows: Sequence[Sequence[Any]] = await cursor.fetchall()
+            return rows
+
+    async def change(self, sql: str, *arguments: Any) -> int:
+        async with self._client.cursor() as cursor:
+            await cursor.execute(*_positional(sql, arguments))
+            return int(cursor.rowcount)
+
+
+class AnyConnection(Connection):
+    """By any other client that SQLAlchemy knows."""
+
+    async def fetch(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
+        result = await self._made.exec_driver_sql(*_positional(sql, arguments))
+        return result.fetchall() if result.returns_rows else []
+
+    async def change(self, sql: str, *arguments: Any) -> int:
+        return int((await self._made.exec_driver_sql(*_positional(sql, arguments))).rowcount)
+
+
+_KNOWN: dict[str, type[Connection]] = {"asyncpg": AsyncpgConnection, "asyncmy": AsyncmyConnection}
+
+
+async def connected(engine: AsyncEngine) -> Connection:
+    """A connection of its own: not one of the engine's pool, for it is not given back as it was."""
+    made = await engine.connect()
+    try:
+        raw = await made.get_raw_connection()
+        client = raw.driver_connection
+        raw.detach()
+        return _KNOWN.get(engine.dialect.driver, AnyConnection)(made, client)
+    except BaseException:
+        await made.close()
+        raise
+
+
+@asynccontextmanager
+async def transaction(connection: Connection) -> AsyncIterator[None]:
+    """All or nothing. Where it is cancelled, its connection is not used any more."""
+    await connection.fetch("BEGIN")
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):  # the first error tells more
+            await connection.fetch("ROLLBACK")
+        raise
+    await connection.fetch("COMMIT")
+
+
+def _positional(sql: str, arguments: Sequence[Any]) -> tuple[str, tuple[Any, ...] | None]:
+    text, places = _places(sql)
+    return text, tuple([arguments[place] for place in places]) or None
+
+
+@lru_cache(1024)
+def _places(sql: str) -> tuple[str, tuple[int, ...]]:
+    """The statement with `%s` for marks, and which argument belongs to each."""
+    return _MARK.sub("%s", sql), tuple(int(number) - 1 for number in _MARK.findall(sql))

@@ -1,0 +1,329 @@
+"""A driver for a table of an SQL server. What the servers differ in is their `Server`'s."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from secrets import randbits
+from typing import Any, ClassVar, NamedTuple, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
+from kvstore.drivers._sql.connection import Connection, transaction
+from kvstore.drivers._sql.pool import Pool
+from kvstore.drivers._sql.server import STEP, VERSIONS, Row, Server
+from kvstore.drivers._sql.statements import PIECE
+from kvstore.errors import BackendTimeout, ConfigError, InvalidValueError, KVStoreError
+from kvstore.keys import past
+from kvstore.values import now_ms
+
+_TRIES_OF_PIECES = 10
+_Wanted = Mapping[str, tuple[bytes, bytes] | None]
+"""What must be there: a value and its digest."""
+_OWN_QUERY = {"table": str, "schema": str, "connections": int, "connect_timeout": float, "timeout": float}
+
+
+class _New(NamedTuple):
+    """A value that an earlier one of several writes gave a key."""
+
+    data: bytes
+
+
+class SqlDriver(Driver):
+    """Everything that the drivers for SQL servers share. A plain write or a read is one statement, and one answer."""
+
+    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, shared=True)
+    server: ClassVar[type[Server]]
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        engine: Any = None,
+        table: str = "kvstore",
+        schema: str | None = None,
+        connections: int = 4,
+        connect_timeout: float = 5.0,
+        timeout: float = 10.0,
+    ) -> None:
+        if (url is None) == (engine is None):
+            raise ConfigError("give either a url or an engine", driver=self.name)
+        for option, name in (("table", table), ("schema", schema or "x")):
+            if not re.fullmatch(rf"(?!{VERSIONS}$)[a-z_][a-z0-9_]{{0,50}}", name, re.IGNORECASE | re.ASCII):
+                raise ConfigError(f"{option} is a plain name of letters, digits and _, not {name!r}", driver=self.name)
+        for option, number in (("connections", connections), ("connect_timeout", connect_timeout), ("timeout", timeout)):
+            if not 0 < number < float("inf"):
+                raise ConfigError(f"{option} is a positive number, not {number!r}", driver=self.name)
+        parts = urlsplit(url or "")
+        if url is not None and parts.scheme.partition("+")[0] not in self.server.schemes:
+            starts = " or ".join(f"{scheme}://" for scheme in self.server.schemes)
+            raise ConfigError(f"a URL of {self.server.name} starts with {starts}", driver=self.name)
+        for option in dict(parse_qsl(parts.query, keep_blank_values=True)):
+            if option not in self.server.options:
+                known = ", ".join([*_OWN_QUERY, *self.server.options])
+                raise ConfigError(f"there is no option {option!r} in this URL; there are {known}", driver=self.name)
+        self._address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if url else "an engine"
+        self._server = self.server(schema, table)
+        self._sql = self._server.sql
+        self._pool = Pool(self._server, url, engine, connections, connect_timeout, timeout)
+        self._ahead = 0  # of this machine's clock the server's, in milliseconds
+        self.clock = self._server_time
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._address!r}, table={self._server.qualified!r})"
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """A URL as SQLAlchemy has it; the options of this driver may stand in its query."""
+        own, others = {}, []
+        for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+            if name in _OWN_QUERY:
+                own[name] = _parsed(name, value)
+            else:
+                others.append((name, value))
+        return cls(url.partition("?")[0] + (f"?{urlencode(others)}" if others else ""), **(own | options))
+
+    async def connect(self) -> None:
+        self._pool.open()
+        await self._pool.ask(self._prepare)
+
+    async def _prepare(self, connection: Connection) -> None:
+        self._ahead = await self._server.look_at(connection) - now_ms()
+        if not await self._server.is_made(connection):
+            await self._server.create(connection)
+
+    def _server_time(self) -> int:
+        return now_ms() + self._ahead
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+    # Reading
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        server = self._server
+        if len(keys) == 1:
+            [key] = keys
+            name = server.key_out(key)
+            rows = await self._pool.ask(lambda connection: connection.fetch(self._sql.read, name, self.clock()))
+            found = {key: rows[0][0]} if rows else {}
+        else:
+            names = server.keys_out(keys)
+            rows = await self._pool.ask(lambda connection: connection.fetch(self._sql.read_many, names, self.clock()))
+            found = {server.key_in(name): data for name, data in rows}
+        return [await self._large(key) if key in found and found[key] is None else found.get(key) for key in keys]
+
+    async def _large(self, key: str) -> bytes | None:
+        """In pieces, all of one revision."""
+        for _ in range(_TRIES_OF_PIECES):
+            data, revision = bytearray(), None
+            while True:
+                rows = await self._pool.ask(partial(self._piece, key, len(data) + 1))
+                if not rows:
+                    return None
+                [(found, piece)] = rows
+                if revision not in (None, found):
+                    break  # overwritten meanwhile
+                revision = found
+                data += piece
+                if len(piece) < PIECE:
+                    return bytes(data)
+        raise BackendTimeout("the value was overwritten again and again while it was read", key=key)
+
+    async def _piece(self, key: str, at: int, connection: Connection) -> Sequence[Sequence[Any]]:
+        return await connection.fetch(self._sql.piece, self._server.key_out(key), self.clock(), at, PIECE)
+
+    async def has(self, keys: Sequence[str]) -> list[bool]:
+        names = self._server.keys_out(keys)
+        rows = await self._pool.ask(lambda connection: connection.fetch(self._sql.there, names, self.clock()))
+        found = {self._server.key_in(name) for (name,) in rows}
+        return [key in found for key in keys]
+
+    async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
+        names = self._server.keys_out(keys)
+        rows = await self._pool.ask(lambda connection: connection.fetch(self._sql.stat, names, self.clock()))
+        found = {
+            self._server.key_in(name): Stat(size, f"{revision:x}", mtime, expires_at, custom)
+            for name, size, revision, mtime, expires_at, custom in rows
+        }
+        return [found.get(key) for key in keys]
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        low, high, strictly = prefix, past(prefix), False
+        if after is not None and reverse:
+            high = min(high, after)
+        elif after is not None and after >= low:
+            low, strictly = after, True
+        sql = self._sql.scan.format(low=">" if strictly else ">=", order="DESC" if reverse else "ASC")
+        bounds = self._server.keys_out([low, high])
+        rows = await self._pool.ask(lambda connection: connection.fetch(sql, *bounds, self.clock(), limit))
+        return [self._server.key_in(name) for (name,) in rows]
+
+    async def count(self, prefix: str) -> int:
+        bounds = self._server.keys_out([prefix, past(prefix)])
+        [(count,)] = await self._pool.ask(lambda connection: connection.fetch(self._sql.count, *bounds, self.clock()))
+        return int(count)
+
+    # Writing
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        self._check(writes)
+        rows, removes = self._rows(writes)
+        if not expect:
+            there = await self._pool.change(lambda connection: self._server.apply(connection, rows, removes, self.clock()))
+            return [key in there for key, _, _ in writes]
+        if len(writes) == 1 and [*expect] == [writes[0][0]] and _is_small(writes[0][1]) and _is_small(expect[writes[0][0]]):
+            return await self._pool.change(lambda connection: self._swap(connection, writes[0], expect[writes[0][0]]))
+        [result] = await self._decided([(writes, expect)])
+        return result
+
+    async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
+        results: list[list[bool] | KVStoreError | None] = [None] * len(batches)
+        sound: list[int] = []
+        for place, (writes, _) in enumerate(batches):
+            try:
+                self._check(writes)
+                sound.append(place)
+            except InvalidValueError as error:
+                results[place] = error
+        some = [batches[place] for place in sound]
+        for place, result in zip(sound, await (self._added(some) if _only_add(some) else self._decided(some)), strict=True):
+            results[place] = result
+        return results
+
+    async def _added(self, batches: Sequence[Batch]) -> list[list[bool] | None]:
+        """Many tasks that each add one key: one statement."""
+        rows, _ = self._rows([write for [write], _ in batches])
+        added = await self._pool.change(lambda connection: self._server.add(connection, rows, self.clock()))
+        return [[False] if row.key in added else None for row in rows]
+
+    async def _swap(self, connection: Connection, write: Write, wanted: bytes | None) -> list[bool] | None:
+        """One key, if it holds `wanted`: one statement."""
+        now, name = self.clock(), self._server.key_out(write[0])
+        rows, _ = self._rows([write])
+        if wanted is not None:
+            if rows:
+                changed = await connection.change(self._sql.compare, name, now, wanted, *rows[0][1:])
+            else:
+                changed = await connection.change(self._sql.compare_remove, name, now, wanted)
+            return [True] if changed else None
+        if rows:
+            return [False] if await self._server.add(connection, rows, now) else None
+        return None if await connection.fetch(self._sql.there, self._server.keys_out([write[0]]), now) else [False]
+
+    async def _decided(self, batches: Sequence[Batch]) -> list[list[bool] | None]:
+        size = sum(len(data or b"") for _, expect in batches for data in (expect or {}).values())
+        wanted = _wanted(batches) if size <= PIECE else await asyncio.to_thread(_wanted, batches)
+        return await self._pool.change(lambda connection: self._decide(connection, batches, wanted))
+
+    async def _decide(
+        self, connection: Connection, batches: Sequence[Batch], wanted: Sequence[_Wanted]
+    ) -> list[list[bool] | None]:
+        """Several writes, with or without conditions, in one transaction that locks all their keys in one order."""
+        server, now = self._server, self.clock()
+        keys = sorted({key for writes, expect in batches for key in (*(expect or ()), *(write[0] for write in writes))})
+        absent = sorted({key for conditions in wanted for key, data in conditions.items() if data is None})
+        results: list[list[bool] | None] = []
+        final: dict[str, Write] = {}
+        async with transaction(connection):
+            if absent:
+                await server.hold(connection, absent)
+            locked = await connection.fetch(self._sql.lock, server.keys_out(keys), now)
+            # What each key holds, as its digest, or as the value that an earlier one of the batches gave it.
+            found: dict[str, bytes | _New] = {server.key_in(name): digest for name, lives, digest in locked if lives}
+            held = {key for key in absent if key not in found}
+            for (writes, _), conditions in zip(batches, wanted, strict=True):
+                if all(_holds(found.get(key), data) for key, data in conditions.items()):
+                    results.append([write[0] in found for write in writes])
+                    for write in writes:
+                        final[write[0]] = write
+                        if write[1] is None:
+                            found.pop(write[0], None)
+                        else:
+                            found[write[0]] = _New(write[1])
+                else:
+                    results.append(None)
+            rows, removes = self._rows([final[key] for key in sorted(final)])
+            if gone := sorted(held.union(removes).difference(row.key for row in rows)):
+                await connection.change(self._sql.remove, server.keys_out(gone))
+            if rows:
+                await server.put(connection, rows, now)
+        return results
+
+    async def touch(self, key: str, expires_at: int | None) -> bool:
+        return await self._update(self._sql.touch, key, expires_at)
+
+    async def set_meta(self, key: str, custom: bytes | None) -> bool:
+        return await self._update(self._sql.custom, key, custom)
+
+    async def _update(self, sql: str, key: str, value: int | bytes | None) -> bool:
+        name = self._server.key_out(key)
+        return await self._pool.change(lambda connection: connection.change(sql, name, self.clock(), value)) > 0
+
+    async def clear(self, prefix: str) -> int:
+        low, high = self._server.keys_out([prefix, past(prefix)])
+        total = 0
+        while True:
+            count = await self._pool.change(lambda connection: self._server.clear_some(connection, low, high, self.clock()))
+            total += count
+            if count < STEP:
+                return total
+
+    async def sweep(self) -> int | None:
+        while await self._pool.change(lambda connection: self._server.sweep_some(connection, self.clock())) == STEP:
+            pass
+        [(at,)] = await self._pool.ask(lambda connection: connection.fetch(self._sql.next_expiry))
+        return None if at is None else int(at)
+
+    def _rows(self, writes: Iterable[Write]) -> tuple[list[Row], list[str]]:
+        """What is to be stored, and what to be removed; both by key, so that two writers lock in one order."""
+        now, rows, removes = self._server_time(), [], []
+        for key, data, expires_at in sorted(writes, key=lambda write: write[0]):
+            if data is None:
+                removes.append(key)
+            else:
+                rows.append(Row(key, data, expires_at, now, randbits(62)))
+        return rows, removes
+
+    def _check(self, writes: Sequence[Write]) -> None:
+        for key, data, _ in writes:
+            if data is not None and len(data) > self._server.largest:
+                largest = f"{self._server.name} takes at most {self._server.largest:,}"
+                raise InvalidValueError(f"the value has {len(data):,} bytes, and this {largest}", key=key)
+
+
+def _only_add(batches: Sequence[Batch]) -> bool:
+    """Whether each adds one small value under a key of its own."""
+    keys = {
+        writes[0][0]
+        for writes, expect in batches
+        if len(writes) == 1 and writes[0][1] and _is_small(writes[0][1]) and expect == {writes[0][0]: None}
+    }
+    return len(keys) == len(batches)
+
+
+def _is_small(data: bytes | None) -> bool:
+    return data is None or len(data) <= PIECE
+
+
+def _wanted(batches: Sequence[Batch]) -> list[_Wanted]:
+    return [
+        {key: None if data is None else (data, hashlib.sha256(data).digest()) for key, data in (expect or {}).items()}
+        for _, expect in batches
+    ]
+
+
+def _holds(found: bytes | _New | None, wanted: tuple[bytes, bytes] | None) -> bool:
+    if found is None or wanted is None:
+        return found is None and wanted is None
+    return found.data == wanted[0] if isinstance(found, _New) else found == wanted[1]
+
+
+def _parsed(name: str, value: str) -> Any:
+    try:
+        return _OWN_QUERY[name](value)
+    except ValueError:
+        raise ConfigError(f"{name} is a number, not {value!r}") from None

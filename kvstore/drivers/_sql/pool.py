@@ -1,0 +1,190 @@
+"""Few connections, kept and lent; deadlocks tried again; nobody waits longer than the time that was set."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kvstore.drivers._sql.connection import Connection, connected
+from kvstore.drivers._sql.server import Fault, Server
+from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, KVStoreError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_TRIES = 20
+_UNKNOWN = "; whether anything was written is not known"
+
+T = TypeVar("T")
+Work = Callable[[Connection], Awaitable[T]]
+
+
+class Pool:
+    """Runs what is to be done on a connection of `engine`, which it makes for `url` if there is none."""
+
+    def __init__(
+        self, server: Server, url: str | None, engine: Any, connections: int, connect_timeout: float, timeout: float
+    ) -> None:
+        self._server = server
+        self._url = url
+        self._given = engine
+        self._engine: AsyncEngine | None = None
+        self._size = connections
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+        self._room = asyncio.Semaphore(connections)
+        self._idle: list[Connection] = []
+        self._left: set[asyncio.Task[Any]] = set()  # writes under way whose callers were cancelled
+
+    def open(self) -> None:
+        """Once an event loop: nothing of another one is of use, and nothing there can be waited for."""
+        self._drop()
+        self._left = set()
+        self._room = asyncio.Semaphore(self._size)
+        self._engine = self._given if self._given is not None else self._made()
+
+    async def aclose(self) -> None:
+        if self._left:
+            await asyncio.wait(self._left)
+        idle, self._idle, self._engine = self._idle, [], None
+        for connection in idle:
+            await connection.aclose()
+
+    async def ask(self, work: Work[T]) -> T:
+        """What `work` finds. It may be done more than once."""
+        if self._left:
+            await asyncio.wait(self._left)
+        return await self._run(work, writes=False)
+
+    async def change(self, work: Work[T]) -> T:
+        """The same for what writes. If its caller is cancelled it goes on, and later calls wait for its end."""
+        if self._left:
+            await asyncio.wait(self._left)
+        task = asyncio.create_task(self._run(work, writes=True))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                self._left.add(task)
+                task.add_done_callback(self._over)
+            raise
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._left.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody waits for it any more
+
+    async def _run(self, work: Work[T], *, writes: bool) -> T:
+        for tries_left in reversed(range(_TRIES)):
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(self._timeout), self._room:
+                    connection = self._take() or await self._opened()
+                    with self._lent(connection):
+                        return await work(connection)
+            except TimeoutError as error:
+                seconds = time.monotonic() - began
+                raise BackendTimeout(
+                    f"{self._server.name} did not answer in {seconds:.1f} seconds{_UNKNOWN if writes else ''}"
+                ) from error
+            except KVStoreError:
+                raise
+            except Exception as error:
+                fault = self._fault(error)
+                if not (fault.again and tries_left):
+                    unknown = _UNKNOWN if writes and not fault.usable else ""
+                    raise fault.kind(f"{fault.message}{unknown}") from error
+            await asyncio.sleep(random.uniform(0, 0.02))
+        raise AssertionError("the last try returns or raises")
+
+    @contextmanager
+    def _lent(self, connection: Connection) -> Iterator[None]:
+        """Keeps the connection if it can be used again."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, KVStoreError) or self._fault(error).usable:
+                self._idle.append(connection)
+            else:
+                connection.abort()
+            raise
+        self._idle.append(connection)
+
+    def _take(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                return connection
+            connection.abort()
+        return None
+
+    def _drop(self) -> None:
+        while self._idle:
+            self._idle.pop().abort()
+
+    async def _opened(self) -> Connection:
+        if self._engine is None:
+            raise BackendUnavailable("the connection was closed")
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                connection = await connected(self._engine)
+                try:
+                    await self._server.begin(connection, self._timeout)
+                except BaseException:
+                    connection.abort()
+                    raise
+                return connection
+        except TimeoutError as error:
+            raise BackendUnavailable(f"no connection to {self._server.name} in {self._connect_timeout:g} seconds") from error
+        except ModuleNotFoundError as error:
+            raise self._missing(str(error.name)) from error
+        except Exception as error:
+            fault = self._fault(error)
+            kind = BackendUnavailable if fault.kind is BackendError else fault.kind
+            raise kind(f"{fault.message}; nothing was written") from error
+
+    def _fault(self, error: BaseException) -> Fault:
+        known = self._server.fault(error)
+        if known is not None:
+            return known
+        if isinstance(error, OSError | EOFError):
+            return Fault(BackendUnavailable, f"{self._server.name} can't be reached: {error}", usable=False)
+        return Fault(BackendError, f"{self._server.name}: {type(error).__name__}: {error}", usable=False)
+
+    def _made(self) -> AsyncEngine:
+        try:
+            from sqlalchemy import make_url
+            from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+            from sqlalchemy.ext.asyncio import create_async_engine
+            from sqlalchemy.pool import NullPool
+        except ModuleNotFoundError as error:
+            raise self._missing("SQLAlchemy") from error
+        server = self._server
+        try:
+            url = make_url(self._url or "")
+            scheme, _, client = url.drivername.partition("+")
+            client = client or server.client
+            return create_async_engine(
+                url.set(drivername=f"{server.schemes[scheme]}+{client}", query={}),
+                connect_args=server.connect_arguments(client, {name: str(value) for name, value in url.query.items()}),
+                poolclass=NullPool,
+                isolation_level="AUTOCOMMIT",
+                skip_autocommit_rollback=True,
+            )
+        except ModuleNotFoundError as error:
+            raise self._missing(str(error.name)) from error
+        except (ArgumentError, NoSuchModuleError, ValueError, OSError) as error:
+            # Without the cause: it may show the URL, and a password in it.
+            raise ConfigError(f"this URL can't be used: {_without(str(error), self._url)}") from None
+
+    def _missing(self, package: str) -> MissingDependencyError:
+        extra = self._server.name.lower()
+        return MissingDependencyError(f'this driver needs {package}: pip install "kvstore[{extra}]"')
+
+
+def _without(message: str, url: str | None) -> str:
+    return "see what SQLAlchemy takes" if url and "@" in url and url.partition("@")[0] in message else message

@@ -1,0 +1,137 @@
+"""What a driver has to know of its SQL server."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from kvstore.drivers._sql.connection import Connection
+from kvstore.drivers._sql.statements import Statements
+from kvstore.errors import BackendError, KVStoreError
+
+VERSIONS = "kvstore_schema"
+"""The table that tells the schema's version, by table."""
+SCHEMA_VERSION = 1
+STEP = 5000
+"""Rows that a sweep or a clear removes at once."""
+
+
+class Row(NamedTuple):
+    """One value to be stored."""
+
+    key: str
+    data: bytes
+    expires_at: int | None
+    mtime: int
+    revision: int
+
+
+class Fault(NamedTuple):
+    """What an error of the server means."""
+
+    kind: type[KVStoreError]
+    message: str
+    again: bool = False
+    """Nothing was done, and the next time it may be."""
+    usable: bool = True
+    """The connection can go on, and nothing was written."""
+
+
+class Server(ABC):
+    """One kind of SQL server, and one table on it. Every statement sees what was committed before it began."""
+
+    name: ClassVar[str]
+    client: ClassVar[str]
+    """The client library that is used where the URL names none."""
+    schemes: ClassVar[dict[str, str]]
+    """Of URLs, with what SQLAlchemy calls them."""
+    options: ClassVar[tuple[str, ...]]
+    """What may stand in a URL's query besides the driver's own options."""
+    here: ClassVar[str]
+    """The schema that is used where none is named."""
+    among: ClassVar[str]
+    digest: ClassVar[str]
+    """Of a value: SHA-256."""
+    largest = 10**9
+    """Bytes that a value may have."""
+
+    def __init__(self, schema: str | None, table: str) -> None:
+        self.schema = f"'{schema}'" if schema else self.here
+        self.table = table
+        place = f'"{schema}".' if schema else ""
+        self.qualified, self.versions = f'{place}"{table}"', f'{place}"{VERSIONS}"'
+        self.sql = Statements(self.qualified, self.among, self.digest)
+
+    def key_out(self, key: str) -> Any:
+        """A key as the server is given it."""
+        return key
+
+    def key_in(self, found: Any) -> str:
+        """A key as the server gives it."""
+        return str(found)
+
+    def keys_out(self, keys: Iterable[str]) -> Sequence[Any]:
+        return [self.key_out(key) for key in keys]
+
+    @abstractmethod
+    def connect_arguments(self, client: str, query: dict[str, str]) -> dict[str, Any]:
+        """What the client library is given for the query of a URL. Raises `ValueError` or `OSError` where it is wrong."""
+
+    @abstractmethod
+    async def begin(self, connection: Connection, patience: float) -> None:
+        """Makes the settings of a new connection. A lock is waited for at most `patience` seconds."""
+
+    @abstractmethod
+    async def look_at(self, connection: Connection) -> int:
+        """Raises `BackendError` where the server can't be used. Returns its time, in milliseconds since 1970."""
+
+    @abstractmethod
+    async def create(self, connection: Connection) -> None:
+        """Makes the tables, whoever of several programs comes first."""
+
+    @abstractmethod
+    async def apply(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
+        """Stores and removes. Returns which of the keys were there."""
+
+    @abstractmethod
+    async def add(self, connection: Connection, rows: Sequence[Row], now: int) -> set[str]:
+        """Stores each of small `rows` whose key is absent. Returns which."""
+
+    @abstractmethod
+    async def put(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
+        """Stores, in a transaction."""
+
+    @abstractmethod
+    async def hold(self, connection: Connection, keys: Sequence[str]) -> None:
+        """Makes expired rows for absent keys, in a transaction, so that there is something to lock."""
+
+    @abstractmethod
+    async def sweep_some(self, connection: Connection, now: int) -> int:
+        """Removes at most `STEP` expired rows. Returns how many."""
+
+    @abstractmethod
+    async def clear_some(self, connection: Connection, low: Any, high: Any, now: int) -> int:
+        """Removes at most `STEP` of the keys from `low` to before `high`. Returns how many."""
+
+    @abstractmethod
+    def fault(self, error: BaseException) -> Fault | None:
+        """What `error` means if it is the server's."""
+
+    async def is_made(self, connection: Connection) -> bool:
+        """Whether the table is there. Raises `BackendError` where it can't be used."""
+        sql = f"SELECT table_name FROM information_schema.tables WHERE table_schema = {self.schema} AND table_name IN ($1, $2)"
+        found = {
+            name.decode() if isinstance(name, bytes) else name for (name,) in await connection.fetch(sql, self.table, VERSIONS)
+        }
+        version = None
+        if VERSIONS in found:
+            for (version,) in await connection.fetch(f"SELECT version FROM {self.versions} WHERE name = $1", self.table):
+                if version > SCHEMA_VERSION:
+                    raise BackendError(
+                        f"table {self.table!r} has schema version {version}, written by a newer kvstore than this one,"
+                        f" which knows {SCHEMA_VERSION}"
+                    )
+        if version is None and self.table in found:
+            raise BackendError(f"there is a table {self.table!r} that is another program's; choose another `table`")
+        return self.table in found

@@ -1,0 +1,245 @@
+"""MySQL and MariaDB by SQLAlchemy's asyncio engine and asyncmy: keys as bytes, or case and accents would merge them."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from kvstore.drivers._sql.connection import Connection, transaction
+from kvstore.drivers._sql.driver import SqlDriver
+from kvstore.drivers._sql.server import SCHEMA_VERSION, STEP, Fault, Row, Server
+from kvstore.drivers._sql.statements import PIECE, live
+from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable
+
+_DUPLICATE = 1062
+_CONFLICT = (1020, 1213, 3572)  # record changed since last read, deadlock
+_TOO_LATE = (1205, 1317, 1969, 3024)  # lock wait timeout, interrupted, statement timeout
+_NO_LOGIN = (1040, 1044, 1045, 1049, 1129, 1130, 1142, 1203, 1226, 1251, 1290, 1698, 2059)
+_LOST = (1053, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031)
+_NAMES = ("new_key", "new_value", "new_expires_at", "new_mtime", "new_revision")
+_ROW_BYTES = 64
+_PACKET_BYTES = 4096
+
+
+class _Mysql(Server):
+    name = "MySQL"
+    client = "asyncmy"
+    schemes = {"mysql": "mysql", "mariadb": "mysql"}  # noqa: RUF012
+    options = ("unix_socket", "ssl", "ssl_ca", "ssl_cert", "ssl_key", "ssl_check_hostname")
+    here = "DATABASE()"
+    among = "IN $1"
+    digest = 'UNHEX(SHA2("value", 256))'
+
+    def __init__(self, schema: str | None, table: str) -> None:
+        super().__init__(schema, table)
+        self._piece = PIECE
+        self._insert = f'INSERT INTO {self.qualified} ("key", "value", "expires_at", "mtime", "revision") VALUES '
+        self._on_duplicate = ""
+        low_to_high = f'WHERE "key" >= $1 AND "key" < $2 AND {live("$3")} ORDER BY "key" LIMIT {STEP}'
+        self._clear = f"DELETE FROM {self.qualified} {low_to_high}"
+        self._sweep = f'DELETE FROM {self.qualified} WHERE "expires_at" <= $1 LIMIT {STEP}'
+        self._remove_expired = f'DELETE FROM {self.qualified} WHERE "key" = $1 AND "expires_at" <= $2'
+
+    def key_out(self, key: str) -> bytes:
+        return key.encode()
+
+    def key_in(self, found: Any) -> str:
+        return bytes(found).decode()
+
+    def keys_out(self, keys: Iterable[str]) -> tuple[bytes, ...]:
+        return tuple([key.encode() for key in keys])
+
+    def connect_arguments(self, client: str, query: dict[str, str]) -> dict[str, Any]:
+        arguments: dict[str, Any] = {name: query[name] for name in query if not name.startswith("ssl")}
+        if query.get("ssl") not in (None, "true", "false"):
+            raise ValueError(f"ssl is true or false, not {query['ssl']!r}")
+        if query.get("ssl") != "false" and len(query) > len(arguments):
+            context = ssl.create_default_context(cafile=query.get("ssl_ca"))
+            context.check_hostname = query.get("ssl_check_hostname") != "false"
+            if "ssl_cert" in query:
+                context.load_cert_chain(query["ssl_cert"], query.get("ssl_key"))
+            arguments["ssl"] = context
+        return arguments
+
+    async def begin(self, connection: Connection, patience: float) -> None:
+        # Literals are bytes, with backslashes as asyncmy writes them; names stand in double quotes.
+        await connection.fetch("SET NAMES binary")
+        modes = "STRICT_ALL_TABLES,ANSI_QUOTES,NO_ENGINE_SUBSTITUTION"
+        waits = max(1, int(patience * 0.9))
+        await connection.fetch(f"SET SESSION sql_mode = '{modes}', SESSION innodb_lock_wait_timeout = {waits}, sql_notes = 0")
+        await connection.fetch("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+    async def look_at(self, connection: Connection) -> int:
+        [(version, packet)] = await connection.fetch("SELECT VERSION(), @@max_allowed_packet")
+        is_mariadb = b"MariaDB" in _bytes(version)
+        number = tuple(map(int, re.findall(rb"\d+", _bytes(version))[:3]))
+        if number < ((10, 4) if is_mariadb else (8, 0, 19)):
+            raise BackendError("MySQL 8.0.19, MariaDB 10.4 or newer is needed")
+        self.largest = min(10**9, int(packet) - _PACKET_BYTES)
+        self._piece = min(PIECE, int(packet) // 4)
+        # MariaDB does not know an alias for the new row, and MySQL warns of all else.
+        alias = "" if is_mariadb else f" AS new ({', '.join(_NAMES)})"
+        new = {name[4:]: f'VALUES("{name[4:]}")' if is_mariadb else name for name in _NAMES[1:]}
+        # In this order: what follows sees what was set before.
+        kept = f'"custom" = CASE WHEN {live("$NOW")} THEN "custom" END'
+        sets = ", ".join([kept, *(f'"{name}" = {value}' for name, value in new.items())])
+        self._on_duplicate = f"{alias} ON DUPLICATE KEY UPDATE {sets}"
+        [(at,)] = await connection.fetch("SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)")
+        return int(at)
+
+    async def create(self, connection: Connection) -> None:
+        await connection.fetch(
+            f"CREATE TABLE IF NOT EXISTS {self.versions} (name VARCHAR(64) PRIMARY KEY, version INTEGER NOT NULL)"
+            " ENGINE=InnoDB DEFAULT CHARSET=ascii"
+        )
+        # Before the table: whoever sees the table sees its version too.
+        version = f"INSERT INTO {self.versions} VALUES ($1, $2) ON DUPLICATE KEY UPDATE name = name"
+        await connection.fetch(version, self.table, SCHEMA_VERSION)
+        await connection.fetch(
+            f'CREATE TABLE IF NOT EXISTS {self.qualified} ("key" VARBINARY(1024) NOT NULL PRIMARY KEY, "expires_at" BIGINT,'
+            ' "mtime" BIGINT NOT NULL, "revision" BIGINT NOT NULL, "custom" LONGBLOB, "value" LONGBLOB NOT NULL,'
+            ' INDEX ("expires_at")) ENGINE=InnoDB ROW_FORMAT=DYNAMIC'
+        )
+
+    async def apply(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
+        if len(rows) == 1 and not removes and self._is_small(rows[0]):
+            changed = await self._upsert(connection, rows, now)
+            return {rows[0].key} if changed == 2 else set()
+        if len(removes) == 1 and not rows:
+            return set(removes) if await connection.change(self.sql.remove_one, self.key_out(removes[0]), now) else set()
+        names = self.keys_out([*(row.key for row in rows), *removes])
+        if not removes and len([*self._shares(rows)]) == 1 and all(map(self._is_small, rows)):
+            found = await connection.fetch(self.sql.there, names, now)
+            await self._upsert(connection, rows, now)
+        else:
+            async with transaction(connection):
+                found = await connection.fetch(f'{self.sql.there} ORDER BY "key" FOR UPDATE', names, now)
+                if removes:
+                    await connection.change(self.sql.remove, self.keys_out(removes))
+                await self.put(connection, rows, now)
+        return {self.key_in(name) for (name,) in found}
+
+    async def add(self, connection: Connection, rows: Sequence[Row], now: int) -> set[str]:
+        if len(rows) == 1:
+            [row] = rows
+            for _ in range(2):
+                try:
+                    await connection.change(f"{self._insert}$1", self._values(row))
+                    return {row.key}
+                except Exception as error:
+                    if _code(error) != _DUPLICATE:
+                        raise
+                if not await connection.change(self._remove_expired, self.key_out(row.key), now):
+                    break
+            return set()
+        async with transaction(connection):
+            names = [row.key for row in rows]
+            await self.hold(connection, names)
+            locked = await connection.fetch(self.sql.lock, self.keys_out(names), now)
+            absent = {self.key_in(name) for name, lives, _ in locked if not lives}
+            await self.put(connection, [row for row in rows if row.key in absent], now)
+        return absent
+
+    async def put(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
+        for share in self._shares([row for row in rows if self._is_small(row)]):
+            await self._upsert(connection, share, now)
+        for row in rows:
+            if not self._is_small(row):
+                await self._put_in_pieces(connection, row, now)
+
+    async def _upsert(self, connection: Connection, rows: Sequence[Row], now: int) -> int:
+        marks = ",".join(f"${number}" for number in range(1, len(rows) + 1))
+        sql = f"{self._insert}{marks}{self._on_duplicate.replace('$NOW', f'${len(rows) + 1}')}"
+        return await connection.change(sql, *map(self._values, rows), now)
+
+    async def _put_in_pieces(self, connection: Connection, row: Row, now: int) -> None:
+        """By variables of the session: one packet of 30 MB would hold the event loop."""
+        pieces = {f"@kvstore_{at}": row.data[at : at + self._piece] for at in range(0, len(row.data), self._piece)}
+        for name, piece in pieces.items():
+            await connection.fetch(f"SET {name} = $1", piece)
+        sql = f"{self._insert}($1, CONCAT({', '.join(pieces)}), $2, $3, $4){self._on_duplicate.replace('$NOW', '$5')}"
+        await connection.change(sql, self.key_out(row.key), *row[2:], now)
+        await connection.fetch(f"SET {', '.join(f'{name} = NULL' for name in pieces)}")
+
+    def _values(self, row: Row) -> tuple[Any, ...]:
+        return (self.key_out(row.key), *row[1:])
+
+    def _is_small(self, row: Row) -> bool:
+        return len(row.data) <= self._piece
+
+    def _shares(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        """What fits into one statement, each."""
+        share: list[Row] = []
+        size = 0
+        for row in rows:
+            size += len(row.data) + len(row.key) + _ROW_BYTES
+            if share and size > self._piece:
+                yield share
+                share, size = [], len(row.data) + len(row.key) + _ROW_BYTES
+            share.append(row)
+        if share:
+            yield share
+
+    async def hold(self, connection: Connection, keys: Sequence[str]) -> None:
+        marks = ",".join(f"(${number}, '', 0, 0, 0)" for number in range(1, len(keys) + 1))
+        await connection.change(f'{self._insert}{marks} ON DUPLICATE KEY UPDATE "mtime" = "mtime"', *self.keys_out(keys))
+
+    async def sweep_some(self, connection: Connection, now: int) -> int:
+        return await connection.change(self._sweep, now)
+
+    async def clear_some(self, connection: Connection, low: bytes, high: bytes, now: int) -> int:
+        return await connection.change(self._clear, low, high, now)
+
+    def fault(self, error: BaseException) -> Fault | None:
+        code = _code(error)
+        if code is None:
+            return None
+        message = f"MySQL: {_told(error)}"
+        if code in _CONFLICT:
+            return Fault(BackendError, message, again=True)
+        if code in _TOO_LATE:
+            return Fault(BackendTimeout, f"{message}; nothing was written")
+        if code in _NO_LOGIN:
+            return Fault(BackendUnavailable, message)
+        if code in _LOST:
+            return Fault(BackendUnavailable, f"the connection to MySQL failed: {_told(error)}", usable=False)
+        return Fault(BackendError, message, usable=code != 0)
+
+
+class MysqlDriver(SqlDriver):
+    """Keeps values in an InnoDB table of MySQL (8.0.19 or newer) or MariaDB (10.4 or newer), by SQLAlchemy and asyncmy.
+
+    Args:
+        url: `mysql://user:password@host:port/database`, or `mariadb://`. TLS with the files as a query:
+            `?ssl_ca=/path/ca.pem&ssl_cert=…&ssl_key=…`, or `?ssl=true` with the system's. A Unix socket: `?unix_socket=/path`.
+        engine: In place of `url`, an `AsyncEngine` of yours, which stays open. Its connections are made by it, and
+            not those of its pool.
+        table: Its name. It is made where it is missing.
+        schema: Another database than that of the URL, which has to be there.
+        connections: How many at most. They are opened as they are needed; calls that wait are merged into one.
+        connect_timeout: Seconds to wait for a connection, then `BackendUnavailable`.
+        timeout: Seconds to wait for an answer, or for rows that another program has locked, then `BackendTimeout`.
+    """
+
+    server = _Mysql
+
+
+def _code(error: BaseException | None) -> int | None:
+    """MySQL's number of an error, wherever in the chain it stands."""
+    while error is not None:
+        number = error.args[0] if error.args else None
+        if isinstance(number, int) and not isinstance(error, OSError):
+            return number
+        error = getattr(error, "orig", None) or error.__cause__
+    return None
+
+
+def _told(error: BaseException) -> str:
+    known: BaseException = getattr(error, "orig", None) or error
+    return str(known.args[1]) if len(known.args) > 1 else str(known)
+
+
+def _bytes(found: str | bytes) -> bytes:
+    return found.encode() if isinstance(found, str) else found

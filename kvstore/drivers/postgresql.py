@@ -1,0 +1,197 @@
+"""PostgreSQL by SQLAlchemy's asyncio engine and asyncpg: a batch is one statement, keys are ordered by their bytes."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from typing import Any
+
+from kvstore.drivers._sql.connection import Connection, transaction
+from kvstore.drivers._sql.driver import SqlDriver
+from kvstore.drivers._sql.server import SCHEMA_VERSION, STEP, Fault, Row, Server
+from kvstore.drivers._sql.statements import PIECE, live
+from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable
+
+_OLDEST = 110_000  # as the server numbers version 11, the first one with sha256()
+_LIBPQ = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+_CONFLICT = ("40001", "40P01")
+_TOO_LATE = ("55P03", "57014")  # lock_not_available, query_canceled
+_UNREACHABLE = ("08", "28", "3D", "53300", "57P", "42501", "25006")
+
+
+class _Postgresql(Server):
+    name = "PostgreSQL"
+    client = "asyncpg"
+    schemes = {"postgresql": "postgresql", "postgres": "postgresql"}  # noqa: RUF012
+    options = ("host", *_LIBPQ)
+    here = "current_schema()"
+    among = "= ANY($1::text[])"
+    digest = 'sha256("value")'
+
+    def __init__(self, schema: str | None, table: str) -> None:
+        super().__init__(schema, table)
+        insert = f'INSERT INTO {self.qualified} AS old ("key", "value", "expires_at", "mtime", "revision")'
+        rows = "unnest($1::text[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[])"
+        new = ", ".join(f'"{name}" = excluded."{name}"' for name in ("value", "expires_at", "mtime", "revision"))
+        lives = live("$6", "old.")
+        # Custom metadata of a live key stays, that of an expired one goes.
+        self._put = f"""{insert} SELECT * FROM {rows}
+            ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = CASE WHEN {lives} THEN old."custom" END"""
+        there = f'SELECT "key" FROM {self.qualified} WHERE "key" = ANY($1::text[]) AND {live("$6")}'
+        self._put_and_tell = f"WITH put AS ({self._put}) {there}"
+        remove = f'DELETE FROM {self.qualified} WHERE "key" = ANY({{}}::text[]) RETURNING "key", {live("{}")} AS lived'
+        self._remove_and_tell = remove.format("$1", "$2")
+        self._both = f"""WITH put AS ({self._put}), gone AS ({remove.format("$7", "$6")})
+            {there} UNION ALL SELECT "key" FROM gone WHERE lived"""
+        self._add = f"""{insert} SELECT * FROM {rows}
+            ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = NULL WHERE NOT {lives} RETURNING "key" """
+        self._hold = f"""{insert} SELECT k, '', 0, 0, 0 FROM unnest($1::text[]) AS keys (k) ON CONFLICT DO NOTHING"""
+        self._put_large = f"""{insert} VALUES ($1, lo_get($2::bigint::oid), $3, $4, $5)
+            ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = CASE WHEN {lives} THEN old."custom" END"""
+        expired = f'SELECT "key" FROM {self.qualified} WHERE "expires_at" <= $1 LIMIT {STEP} FOR UPDATE SKIP LOCKED'
+        self._sweep = f'DELETE FROM {self.qualified} WHERE "key" IN ({expired})'
+        some = f'SELECT "key" FROM {self.qualified} WHERE "key" >= $1 AND "key" < $2 AND {live("$3")}'
+        some = f'{some} ORDER BY "key" LIMIT {STEP} FOR UPDATE'
+        self._clear = f'DELETE FROM {self.qualified} WHERE "key" IN ({some})'
+
+    def connect_arguments(self, client: str, query: dict[str, str]) -> dict[str, Any]:
+        if client != "asyncpg":  # the others take what libpq takes
+            return dict(query)
+        arguments: dict[str, Any] = {name: query[name] for name in query if name not in _LIBPQ}
+        mode = query.get("sslmode")
+        if mode not in (None, "disable", "allow", "prefer", "require", "verify-ca", "verify-full"):
+            raise ValueError(f"sslmode is one of libpq's, not {mode!r}")
+        if "sslrootcert" in query or "sslcert" in query or mode in ("verify-ca", "verify-full"):
+            context = ssl.create_default_context(cafile=query.get("sslrootcert"))
+            context.check_hostname = mode == "verify-full"
+            if mode not in ("verify-ca", "verify-full") and "sslrootcert" not in query:
+                context.verify_mode = ssl.CERT_NONE
+            if "sslcert" in query:
+                context.load_cert_chain(query["sslcert"], query.get("sslkey"))
+            arguments["ssl"] = context
+        elif mode is not None:
+            arguments["ssl"] = mode
+        return arguments
+
+    async def begin(self, connection: Connection, patience: float) -> None:
+        settings = "set_config('lock_timeout', $1, false), set_config('default_transaction_isolation', 'read committed', false)"
+        # A little before the caller's patience ends, so that it learns that nothing was written.
+        await connection.fetch(f"SELECT {settings}", f"{max(1, int(patience * 900))}ms")
+
+    async def look_at(self, connection: Connection) -> int:
+        [(encoding, version)] = await connection.fetch(
+            "SELECT current_setting('server_encoding'), current_setting('server_version_num')::int"
+        )
+        if encoding != "UTF8":
+            raise BackendError(f"the database's encoding is {encoding}, which can't hold every key; it has to be UTF8")
+        if version < _OLDEST:
+            raise BackendError("PostgreSQL 11 or newer is needed")
+        [(at,)] = await connection.fetch("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+        return int(at)
+
+    async def create(self, connection: Connection) -> None:
+        async with transaction(connection):
+            await connection.fetch("SELECT pg_advisory_xact_lock(hashtext('kvstore'))")
+            if await self.is_made(connection):  # somebody else was faster
+                return
+            place, dot, _ = self.qualified.rpartition(".")
+            if dot and not await connection.fetch(f"SELECT 1 FROM pg_namespace WHERE nspname = {self.schema}"):
+                await connection.fetch(f"CREATE SCHEMA {place}")
+            await connection.fetch(
+                f"CREATE TABLE IF NOT EXISTS {self.versions} (name TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+            )
+            sql = f"INSERT INTO {self.versions} VALUES ($1, $2) ON CONFLICT DO NOTHING"
+            await connection.fetch(sql, self.table, SCHEMA_VERSION)
+            await connection.fetch(
+                f'CREATE TABLE {self.qualified} ("key" TEXT COLLATE "C" PRIMARY KEY, "expires_at" BIGINT,'
+                ' "mtime" BIGINT NOT NULL, "revision" BIGINT NOT NULL, "custom" BYTEA, "value" BYTEA NOT NULL)'
+            )
+            # Uncompressed, so that a piece of a large value is read without the rest.
+            await connection.fetch(f'ALTER TABLE {self.qualified} ALTER COLUMN "value" SET STORAGE EXTERNAL')
+            index = f'CREATE INDEX "{self.table}_expires_at" ON {self.qualified} ("expires_at")'
+            await connection.fetch(f'{index} WHERE "expires_at" IS NOT NULL')
+
+    async def apply(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
+        if any(len(row.data) > PIECE for row in rows):
+            async with transaction(connection):
+                names = [*(row.key for row in rows), *removes]
+                found = {name for (name,) in await connection.fetch(f"{self.sql.there} FOR UPDATE", names, now)}
+                if removes:
+                    await connection.fetch(self.sql.remove, removes)
+                await self.put(connection, rows, now)
+            return found
+        if not rows:
+            gone = await connection.fetch(self._remove_and_tell, removes, now)
+            return {key for key, lived in gone if lived}
+        if not removes:
+            return {key for (key,) in await connection.fetch(self._put_and_tell, *_columns(rows), now)}
+        return {key for (key,) in await connection.fetch(self._both, *_columns(rows), now, removes)}
+
+    async def add(self, connection: Connection, rows: Sequence[Row], now: int) -> set[str]:
+        return {key for (key,) in await connection.fetch(self._add, *_columns(rows), now)}
+
+    async def put(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
+        if small := [row for row in rows if len(row.data) <= PIECE]:
+            await connection.fetch(self._put, *_columns(small), now)
+        for row in rows:
+            if len(row.data) > PIECE:
+                await self._put_in_pieces(connection, row, now)
+
+    async def _put_in_pieces(self, connection: Connection, row: Row, now: int) -> None:
+        """By a large object that does not outlive the transaction: sent as one, 30 MB would hold the event loop."""
+        key, data, *rest = row
+        [(part,)] = await connection.fetch("SELECT lo_from_bytea(0, $1)::bigint", data[:PIECE])
+        for at in range(PIECE, len(data), PIECE):
+            await connection.fetch("SELECT lo_put($1::bigint::oid, $2, $3)", part, at, data[at : at + PIECE])
+        await connection.fetch(self._put_large, key, part, *rest, now)
+        await connection.fetch("SELECT lo_unlink($1::bigint::oid)", part)
+
+    async def hold(self, connection: Connection, keys: Sequence[str]) -> None:
+        await connection.fetch(self._hold, keys)
+
+    async def sweep_some(self, connection: Connection, now: int) -> int:
+        return await connection.change(self._sweep, now)
+
+    async def clear_some(self, connection: Connection, low: str, high: str, now: int) -> int:
+        return await connection.change(self._clear, low, high, now)
+
+    def fault(self, error: BaseException) -> Fault | None:
+        found: BaseException | None = error
+        while found is not None and not isinstance(getattr(found, "sqlstate", None), str):
+            found = getattr(found, "orig", None) or found.__cause__
+        if found is None:
+            is_broken = type(error).__name__ in ("InterfaceError", "ConnectionDoesNotExistError")
+            return (
+                Fault(BackendUnavailable, f"the connection to PostgreSQL failed: {error}", usable=False) if is_broken else None
+            )
+        code: str = getattr(found, "sqlstate")  # noqa: B009
+        message = f"PostgreSQL: {found}"
+        if code in _CONFLICT:
+            return Fault(BackendError, message, again=True)
+        if code in _TOO_LATE:
+            return Fault(BackendTimeout, f"{message}; nothing was written")
+        if code.startswith(_UNREACHABLE):
+            return Fault(BackendUnavailable, message, usable=code in ("42501", "25006"))
+        return Fault(BackendError, message)
+
+
+class PostgresqlDriver(SqlDriver):
+    """Keeps values in a table of a PostgreSQL database (11 or newer), by SQLAlchemy and asyncpg.
+
+    Args:
+        url: `postgresql://user:password@host:port/database`; another client as `postgresql+psycopg://`. TLS as libpq has
+            it: `?sslmode=verify-full&sslrootcert=/path/ca.pem`. A Unix socket as `?host=/path`.
+        engine: In place of `url`, an `AsyncEngine` of yours, which stays open. Its connections are made by it, and
+            not those of its pool.
+        table: Its name. It is made where it is missing.
+        schema: That of the table, made where it is missing; by default the first one of the search path.
+        connections: How many at most. They are opened as they are needed; calls that wait are merged into one.
+        connect_timeout: Seconds to wait for a connection, then `BackendUnavailable`.
+        timeout: Seconds to wait for an answer, or for rows that another program has locked, then `BackendTimeout`.
+    """
+
+    server = _Postgresql
+
+
+def _columns(rows: Sequence[Row]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]

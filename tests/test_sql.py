@@ -1,0 +1,514 @@
+"""The PostgreSQL and MySQL drivers against the real servers: the kit, and what is their own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from outside import leaves_the_loop_free
+from running import in_loop
+from servers import mysql, postgresql
+from servers.process import Server, new_directory
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from kvstore import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigError,
+    InvalidValueError,
+    Storage,
+    create_storage,
+)
+from kvstore.drivers.mysql import MysqlDriver
+from kvstore.drivers.postgresql import PostgresqlDriver
+from kvstore.testing import DriverSuite
+
+
+def table(path: Path) -> str:
+    """A table of a test's own."""
+    return "kv_" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
+
+
+class TestPostgresql(DriverSuite):
+    def make_driver(self, path: Path) -> PostgresqlDriver:
+        return PostgresqlDriver(postgresql.url(), table=table(path))
+
+
+class TestPostgresqlByPsycopg(DriverSuite):
+    """The same by another client library, which SQLAlchemy knows and the driver does not."""
+
+    def make_driver(self, path: Path) -> PostgresqlDriver:
+        return PostgresqlDriver(postgresql.url().replace("postgresql:", "postgresql+psycopg:"), table=table(path))
+
+
+class TestMysql(DriverSuite):
+    def make_driver(self, path: Path) -> MysqlDriver:
+        return MysqlDriver(mysql.url(), table=table(path))
+
+
+@dataclass
+class Kind:
+    """A server, and how its driver is named."""
+
+    name: str
+    url: Callable[[], str]
+    start: Callable[..., tuple[Server, int]]
+    address: str
+    """Of a server of a test's own, by its port."""
+    client: str
+    slow: str
+    """Sleeps for a second."""
+
+    def opened(self, path: Path, **options: Any) -> Storage:
+        return create_storage(self.name, url=self.url(), table=table(path), **options)
+
+    def private(self, port: int) -> str:
+        return self.address.format(port)
+
+    def engine(self) -> AsyncEngine:
+        return create_async_engine(self.url().replace(":", f"+{self.client}:", 1), isolation_level="AUTOCOMMIT")
+
+
+KINDS = [
+    Kind(
+        "postgresql",
+        postgresql.url,
+        postgresql.start,
+        "postgresql://postgres@127.0.0.1:{}/postgres",
+        "asyncpg",
+        "SELECT pg_sleep(1)",
+    ),
+    Kind(
+        "mysql",
+        mysql.url,
+        mysql.start,
+        f"mysql://kvstore:{mysql.PASSWORD}@127.0.0.1:{{}}/kvstore",
+        "asyncmy",
+        "SELECT SLEEP(1)",
+    ),
+]
+each_server = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+# What lies in the database
+
+
+@each_server
+def test_values_are_bytes_in_a_table_that_other_programs_read(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        engine = kind.engine()
+        async with kind.opened(tmp_path) as storage, engine.connect() as client:
+            await storage.set_item("a:b", {"x": 1})
+            rows = (await client.exec_driver_sql(f"SELECT * FROM {table(tmp_path)}")).mappings().all()
+            assert [(row["key"], bytes(row["value"])) for row in rows] in ([("a:b", b'{"x":1}')], [(b"a:b", b'{"x":1}')])
+        await engine.dispose()
+
+    main()
+
+
+@each_server
+def test_a_table_of_another_program_is_refused_and_left(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        engine = kind.engine()
+        async with engine.connect() as client:
+            await client.exec_driver_sql(f"CREATE TABLE {table(tmp_path)} (x INTEGER)")
+            async with kind.opened(tmp_path) as storage:
+                with pytest.raises(BackendError, match="another program's; choose another `table`"):
+                    await storage.set_item("key", 1)
+            await client.exec_driver_sql(f"INSERT INTO {table(tmp_path)} VALUES (1)")
+        await engine.dispose()
+
+    main()
+
+
+@each_server
+def test_a_newer_schema_is_refused(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        engine = kind.engine()
+        async with engine.connect() as client:
+            async with kind.opened(tmp_path) as storage:
+                await storage.set_item("key", 1)
+            await client.exec_driver_sql(f"UPDATE kvstore_schema SET version = 99 WHERE name = '{table(tmp_path)}'")
+            async with kind.opened(tmp_path) as storage:
+                with pytest.raises(BackendError, match="schema version 99"):
+                    await storage.get_item("key")
+        await engine.dispose()
+
+    main()
+
+
+def test_a_schema_of_postgresql_is_made_and_keeps_its_keys_apart(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        kind = KINDS[0]
+        async with kind.opened(tmp_path, schema="Some_App") as mine, kind.opened(tmp_path) as other:
+            await mine.set_item("key", 1)
+            assert not await other.has_item("key")
+        async with kind.opened(tmp_path, schema="Some_App") as mine:
+            assert await mine.get_item("key") == 1
+
+    main()
+
+
+@each_server
+def test_many_that_come_first_make_one_table(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        storages = [kind.opened(tmp_path) for _ in range(8)]
+        await asyncio.gather(*(storage.set_item(f"key{number}", number) for number, storage in enumerate(storages)))
+        assert await storages[0].count() == 8
+        for storage in storages:
+            await storage.aclose()
+
+    main()
+
+
+@each_server
+def test_L1_an_engine_that_was_handed_in_stays_open(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        engine = kind.engine()
+        async with create_storage(kind.name, engine=engine, table=table(tmp_path)) as storage:
+            await storage.set_item("key", 1)
+        async with engine.connect() as client:
+            assert len((await client.exec_driver_sql(f"SELECT * FROM {table(tmp_path)}")).all()) == 1
+            # The settings that the driver makes are not its user's.
+            if kind.name == "mysql":
+                [(mode,)] = (await client.exec_driver_sql("SELECT @@sql_mode")).all()
+                assert "ANSI_QUOTES" not in str(mode)
+        await engine.dispose()
+
+    main()
+
+
+# Faults
+
+
+@each_server
+def test_a_thousand_tasks_are_all_served(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with kind.opened(tmp_path, connections=2) as storage:
+
+            async def one(number: int) -> None:
+                await storage.set_item(f"key:{number}", number)
+                assert await storage.get_item(f"key:{number}") == number
+                assert await storage.add_item(f"other:{number}", number)
+
+            await leaves_the_loop_free(lambda: _all_anew(storage, one))
+            assert await storage.count() == 2000
+
+    main()
+
+
+async def _all_anew(storage: Storage, one: Callable[[int], Awaitable[None]]) -> None:
+    await storage.clear("other")
+    await asyncio.gather(*map(one, range(1000)))
+
+
+@each_server
+def test_a_server_that_is_not_there_is_unavailable_and_used_once_it_comes_up(kind: Kind) -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = await asyncio.to_thread(kind.start)
+        server.kill()
+        secret = kind.private(port).replace("@", ":hunter2@" if kind.name == "postgresql" else "hunter2@")
+        async with create_storage(secret) as storage:
+            async with asyncio.timeout(6):
+                with pytest.raises(BackendUnavailable) as caught:
+                    await storage.get_item("key")
+            assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{storage.get_mount('key').driver!r}"
+            assert str(port) in f"{storage.get_mount('key').driver!r}"
+        await asyncio.to_thread(server.start)
+        async with create_storage(kind.private(port)) as storage:
+            await storage.set_item("key", 1)
+            server.kill()
+            with pytest.raises(BackendUnavailable):
+                await storage.get_item("key")
+            await asyncio.to_thread(server.start)
+            await storage.set_item("key", 2)
+            assert await storage.get_item("key") == 2
+        await asyncio.to_thread(server.stop)
+
+    main()
+
+
+@each_server
+def test_a_connection_that_the_server_ended_is_replaced_unnoticed(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        engine = kind.engine()
+        async with kind.opened(tmp_path) as storage, engine.connect() as client:
+            await storage.set_item("key", 1)
+            if kind.name == "postgresql":
+                others = (
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%{}%' AND pid <> pg_backend_pid()"
+                )
+                await client.exec_driver_sql(others.format(table(tmp_path)))
+            else:
+                listed = (
+                    await client.exec_driver_sql("SELECT id FROM information_schema.processlist WHERE id <> CONNECTION_ID()")
+                ).all()
+                for (number,) in listed:
+                    await client.exec_driver_sql(f"KILL {number}")
+            await asyncio.sleep(0.1)
+            assert await storage.get_item("key") == 1
+            await storage.set_item("key", 2)
+        await engine.dispose()
+
+    main()
+
+
+@each_server
+def test_a_server_killed_amid_writes_loses_nothing_acknowledged_and_nobody_hangs(kind: Kind) -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = await asyncio.to_thread(kind.start)
+        acknowledged: dict[str, int] = {}
+        async with create_storage(kind.private(port), timeout=5.0) as storage:
+
+            async def one(task: int) -> None:
+                for number in range(30):
+                    try:
+                        await storage.set_item(f"{task}:{number}", number)
+                        acknowledged[f"{task}:{number}"] = number
+                    except (BackendUnavailable, BackendTimeout) as error:
+                        assert "not known" in str(error) or "nothing was written" in str(error), error  # noqa: PT017
+                        await asyncio.sleep(0.05)
+
+            async def kill() -> None:
+                while len(acknowledged) < 200:
+                    await asyncio.sleep(0.001)
+                server.kill()
+                await asyncio.to_thread(server.start)
+
+            async with asyncio.timeout(90):
+                await asyncio.gather(kill(), *map(one, range(64)))
+                assert await storage.get_items(acknowledged) == acknowledged
+        await asyncio.to_thread(server.stop)
+
+    main()
+
+
+@each_server
+def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on(kind: Kind) -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = await asyncio.to_thread(kind.start)
+        async with create_storage(kind.private(port), timeout=0.3, connect_timeout=0.3) as storage:
+            await storage.set_item("key", 1)
+            server.pause()
+
+            async def wait() -> None:
+                with pytest.raises((BackendTimeout, BackendUnavailable)) as caught:
+                    await storage.set_item("key", 2)
+                assert (caught.value.key, caught.value.operation) == ("key", "set_item")
+
+            with pytest.raises(BackendTimeout, match="whether anything was written is not known"):
+                await storage.set_item("key", 2)
+            await leaves_the_loop_free(wait)
+            server.resume()
+            await storage.set_item("key", 3)
+            assert await storage.get_item("key") == 3
+        await asyncio.to_thread(server.stop)
+
+    main()
+
+
+@each_server
+def test_a_row_that_another_program_locks_is_a_timeout_and_nothing_is_written_later(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        engine = kind.engine()
+        async with kind.opened(tmp_path, timeout=1.5) as storage, engine.connect() as client:
+            await storage.set_item("key", 1)
+            await client.exec_driver_sql("BEGIN")
+            await client.exec_driver_sql(f"UPDATE {table(tmp_path)} SET mtime = 1")
+            with pytest.raises(BackendTimeout, match="nothing was written"):
+                await storage.set_item("key", 2)
+            if kind.name == "postgresql":  # MySQL has locked what lies between the rows, too
+                await storage.set_item("other", 2)
+            await client.exec_driver_sql("ROLLBACK")
+            await asyncio.sleep(0.1)
+            assert await storage.get_item("key") == 1
+        await engine.dispose()
+
+    main()
+
+
+@each_server
+def test_deadlocks_are_tried_again(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        storages = [kind.opened(tmp_path) for _ in range(6)]
+        keys = [f"key:{number}" for number in range(40)]
+
+        async def one(place: int, storage: Storage) -> None:
+            for number in range(15):
+                await storage.set_items(dict.fromkeys(keys[place:] + keys[:place], number))
+                await storage.commit({keys[place]: number, keys[-place]: number}, removes=keys[10:30])
+                await storage.clear("key")
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(one(place, storage) for place, storage in enumerate(storages)))
+        for storage in storages:
+            await storage.aclose()
+
+    main()
+
+
+@each_server
+def test_a_wrong_password_and_a_wrong_database_are_unavailable_and_said(kind: Kind) -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = await asyncio.to_thread(kind.start)
+        if kind.name == "postgresql":
+            async with create_storage(kind.private(port)) as storage:
+                await storage.get_item("key")
+            hba = next(Path(server.directory).glob("data/pg_hba.conf"))
+            engine = create_async_engine(kind.private(port).replace(":", "+asyncpg:", 1), isolation_level="AUTOCOMMIT")
+            async with engine.connect() as client:
+                await client.exec_driver_sql("CREATE ROLE app LOGIN PASSWORD 'right-one'")
+                hba.write_text("host all app 127.0.0.1/32 scram-sha-256\n" + hba.read_text())
+                await client.exec_driver_sql("SELECT pg_reload_conf()")
+            await engine.dispose()
+            wrong = f"postgresql://app:hunter2@127.0.0.1:{port}/postgres"
+        else:
+            wrong = f"mysql://kvstore:hunter2@127.0.0.1:{port}/kvstore"
+        async with create_storage(wrong) as storage:
+            with pytest.raises(BackendUnavailable, match=r"password|denied") as caught:
+                await storage.get_item("key")
+            assert "hunter2" not in f"{caught.value}{storage.get_mount('key').driver!r}"
+        root = kind.private(port).replace(f"kvstore:{mysql.PASSWORD}", "root").rpartition("/")[0]
+        async with create_storage(f"{root}/nowhere") as storage:
+            with pytest.raises(BackendUnavailable, match="nowhere"):
+                await storage.get_item("key")
+        await asyncio.to_thread(server.stop)
+
+    main()
+
+
+@each_server
+def test_TLS_is_checked(kind: Kind) -> None:
+    @in_loop
+    async def main() -> None:
+        folder = new_directory()
+        key, certificate = folder / "key.pem", folder / "cert.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        if kind.name == "postgresql":
+            owner = postgresql.user()
+            for file in (folder, key, certificate):
+                os.chown(file, -1 if owner is None else owner, -1)
+            server, port = await asyncio.to_thread(kind.start, "ssl=on", f"ssl_cert_file={certificate}", f"ssl_key_file={key}")
+            right, wrong = f"?sslmode=verify-full&sslrootcert={certificate}", "?sslmode=verify-full"
+        else:
+            server, port = await asyncio.to_thread(kind.start, f"--ssl-cert={certificate}", f"--ssl-key={key}")
+            right, wrong = f"?ssl_ca={certificate}", "?ssl=true"
+        async with create_storage(kind.private(port) + right) as storage:
+            await storage.set_item("key", 1)
+            assert await storage.get_item("key") == 1
+        async with create_storage(kind.private(port) + wrong) as storage:
+            with pytest.raises(BackendUnavailable, match=r"(?i)certificate"):
+                await storage.get_item("key")
+        await asyncio.to_thread(server.stop)
+
+    main()
+
+
+def test_a_value_over_the_packet_of_mysql_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with KINDS[1].opened(tmp_path) as storage:
+            await storage.set_item("key", 1)
+            with pytest.raises(InvalidValueError, match="MySQL takes at most") as caught:
+                await storage.set_item_raw("key", bytes(64 * 2**20))
+            assert caught.value.key == "key"
+            assert await storage.get_item("key") == 1
+            held = b"\0'\\\"\n" * (12 * 2**20)  # whatever is escaped
+            await storage.set_item_raw("key", held)
+            assert await storage.get_item_raw("key") == held
+
+    main()
+
+
+@each_server
+def test_more_than_a_packet_in_one_call_is_all_or_nothing(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with kind.opened(tmp_path) as storage:
+            values = {f"key:{number}": "x" * 100_000 for number in range(100)}
+            await storage.set_items(values)
+            assert await storage.get_items(values) == values
+            assert await storage.commit(dict.fromkeys(values, 1), expect={"key:0": "x" * 100_000, "key:1": 2}) is False
+            assert await storage.get_items(values) == values
+
+    main()
+
+
+# Options
+
+
+@each_server
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "either a url or an engine"),
+        ({"url": "http://x"}, "starts with"),
+        ({"url": "OWN://x", "timeout": 0}, "positive"),
+        ({"url": "OWN://x", "table": "a; drop"}, "plain name"),
+        ({"url": "OWN://x", "tabel": "x"}, "did you mean 'table'"),
+        ({"url": "OWN://x/y?sslmod=x"}, "no option 'sslmod'"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(kind: Kind, options: dict[str, Any], says: str) -> None:
+    given = {name: value.replace("OWN", kind.name) if isinstance(value, str) else value for name, value in options.items()}
+    with pytest.raises(ConfigError, match=says):
+        create_storage(kind.name, **given)
+
+
+@each_server
+@pytest.mark.parametrize("query", ["tabel=x", "timeout=soon", "connections=0"])
+def test_a_wrong_url_is_refused(kind: Kind, query: str) -> None:
+    with pytest.raises(ConfigError):
+        create_storage(f"{kind.name}://localhost/x?{query}")
+
+
+@each_server
+def test_a_url_with_a_wrong_port_is_refused_without_its_password(kind: Kind) -> None:
+    @in_loop
+    async def main() -> None:
+        async with create_storage(kind.name, url=f"{kind.name}://me:hunter2@localhost:port/x") as storage:
+            with pytest.raises(ConfigError) as caught:
+                await storage.get_item("key")
+            assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{caught.value.__context__}"
+
+    main()
+
+
+@each_server
+def test_without_its_libraries_the_line_that_installs_them_is_said(kind: Kind) -> None:
+    script = f"""
+import asyncio, sys
+sys.modules["sqlalchemy"] = None
+from kvstore import MissingDependencyError, create_storage
+try:
+    asyncio.run(create_storage("{kind.name}://localhost/x").get_item("key"))
+except MissingDependencyError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert f'pip install "kvstore[{kind.name}]"' in said
