@@ -350,6 +350,79 @@ def test_Sentinel_leads_to_the_master_and_to_the_next_one() -> None:
     main()
 
 
+def test_a_slot_of_the_cluster_that_is_moved_amid_writes_loses_nothing(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = RedisDriver(servers.cluster(), base=base(tmp_path), cluster=True)
+        async with create_storage(driver) as storage, Redis.from_url(servers.cluster()) as first:
+            await storage.set_items({f"key:{number}": number for number in range(200)})
+            slot = await first.execute_command("CLUSTER", "KEYSLOT", f"{{{base(tmp_path)}}}:key")
+            nodes = {
+                str(name): Redis(host=host, port=port)
+                for name, host, port in [(n["node_id"], *a.split(":")) for a, n in (await first.cluster("nodes")).items()]
+            }
+            owner = await _owner(nodes, slot)
+            other = next(name for name in nodes if name != owner)
+            acknowledged: dict[str, int] = {}
+            over = False
+
+            async def write(task: int) -> None:
+                number = 0
+                while not over:
+                    await storage.set_item(f"task:{task}", number)
+                    acknowledged[f"task:{task}"] = number
+                    assert await storage.get_item(f"key:{number % 200}") == number % 200
+                    number += 1
+
+            async def move() -> None:
+                nonlocal over
+                try:
+                    await asyncio.sleep(0.05)
+                    await _move(nodes[owner], nodes[other], owner, other, slot)
+                    await asyncio.sleep(0.1)
+                finally:
+                    over = True
+
+            async with asyncio.timeout(60):
+                await asyncio.gather(move(), *map(write, range(8)))
+            assert await _owner(nodes, slot) == other
+            assert await storage.get_items(acknowledged) == acknowledged
+            assert await storage.count() == 208
+            for node in nodes.values():
+                await node.aclose()
+
+    main()
+
+
+async def _owner(nodes: dict[str, Redis], slot: int) -> str:
+    for first, last, (_, _, name, *_), *_ in await next(iter(nodes.values())).execute_command("CLUSTER", "SLOTS"):
+        if first <= slot <= last:
+            return name.decode() if isinstance(name, bytes) else str(name)
+    raise AssertionError(f"nobody owns slot {slot}")
+
+
+async def _move(source: Redis, target: Redis, source_id: str, target_id: str, slot: int) -> None:
+    """As redis-cli --cluster reshard does it."""
+    await target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+    await source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+    host, port = (target.connection_pool.connection_kwargs[name] for name in ("host", "port"))
+    while keys := await source.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 50):
+        await source.execute_command("MIGRATE", host, port, "", 0, 5000, "KEYS", *keys)
+        await asyncio.sleep(0.005)
+    for node in (target, source):
+        await node.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+
+
+def test_a_database_that_is_not_there_is_unavailable_and_said() -> None:
+    @in_loop
+    async def main() -> None:
+        async with create_storage(servers.url().rpartition("/")[0] + "/9999") as storage:
+            with pytest.raises(BackendUnavailable, match="DB index"):
+                await storage.get_item("key")
+
+    main()
+
+
 # Options
 
 
