@@ -37,6 +37,10 @@ class _Postgresql(Server):
         # Custom metadata of a live key stays, that of an expired one goes.
         self._put = f"""{insert} SELECT * FROM {rows}
             ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = CASE WHEN {lives} THEN old."custom" END"""
+        # Of a row that was there, expired ones included.
+        self._put_one = f"""{insert} VALUES ($1, $2, $3, $4, $5)
+            ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = CASE WHEN {lives} THEN old."custom" END
+            RETURNING xmax::text <> '0'"""
         there = f'SELECT "key" FROM {self.qualified} WHERE "key" = ANY($1::text[]) AND {live("$6")}'
         self._put_and_tell = f"WITH put AS ({self._put}) {there}"
         remove = f'DELETE FROM {self.qualified} WHERE "key" = ANY({{}}::text[]) RETURNING "key", {live("{}")} AS lived'
@@ -123,6 +127,9 @@ class _Postgresql(Server):
         if not rows:
             gone = await connection.fetch(self._remove_and_tell, removes, now)
             return {key for key, lived in gone if lived}
+        if len(rows) == 1 and not removes:
+            [(was_there,)] = await connection.fetch(self._put_one, *rows[0], now)
+            return {rows[0].key} if was_there else set()
         if not removes:
             return {key for (key,) in await connection.fetch(self._put_and_tell, *_columns(rows), now)}
         return {key for (key,) in await connection.fetch(self._both, *_columns(rows), now, removes)}
