@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, Literal, TypeVar
 
@@ -19,6 +19,7 @@ from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, KVS
 MAX_BATCH_KEYS = 1000
 MAX_BATCH_BYTES = 8 * 2**20
 ANSWERS_PER_PASS = 200
+_BYTES_PER_KEY = MAX_BATCH_BYTES // MAX_BATCH_KEYS
 
 Notify = Callable[[Sequence[Write], Sequence[bool]], None]
 _Kind = Literal["read", "has", "write", "turn"]
@@ -54,22 +55,22 @@ Turn = _Call[None]
 class _Keys:
     """A set of keys that may be all of them."""
 
-    __slots__ = ("_all", "_some")
+    __slots__ = ("all", "some")
 
     def __init__(self) -> None:
-        self._all = False
-        self._some: set[str] = set()
+        self.all = False
+        self.some: set[str] = set()
 
     def add(self, keys: Iterable[str] | None) -> None:
         if keys is None:
-            self._all = True
+            self.all = True
         else:
-            self._some.update(keys)
+            self.some.update(keys)
 
     def touches(self, keys: Iterable[str] | None) -> bool:
-        if self._all:
+        if self.all:
             return True
-        return bool(self._some) if keys is None else not self._some.isdisjoint(keys)
+        return bool(self.some) if keys is None else not self.some.isdisjoint(keys)
 
 
 class Coalescer:
@@ -120,11 +121,11 @@ class Coalescer:
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
 
-    async def read(self, keys: Sequence[str], *, turn: Turn | None = None) -> list[bytes | None]:
-        return await self._look("read", self._driver.read, keys, turn)
+    def read(self, keys: Sequence[str], *, turn: Turn | None = None) -> Coroutine[Any, Any, list[bytes | None]]:
+        return self._look("read", self._driver.read, keys, turn)
 
-    async def has(self, keys: Sequence[str]) -> list[bool]:
-        return await self._look("has", self._driver.has, keys, None)
+    def has(self, keys: Sequence[str]) -> Coroutine[Any, Any, list[bool]]:
+        return self._look("has", self._driver.has, keys, None)
 
     async def _look(
         self, kind: _Kind, ask: Callable[[Sequence[str]], Awaitable[list[T]]], keys: Sequence[str], turn: Turn | None
@@ -133,7 +134,7 @@ class Coalescer:
             await self._attach()
         flying = self._flying
         if kind in flying or not self._free(turn) or not _apart(flying.get("write", ()), keys):
-            return await self._wait_for(_Call(kind, keys, self._future(), turn=turn))
+            return await self._queued(_Call(kind, keys, self._future(), turn=turn))
         flying[kind] = keys
         try:
             return await ask(keys)
@@ -154,7 +155,7 @@ class Coalescer:
         flying = self._flying
         if not self._free(turn) or self._notify or (flying and not _all_apart(flying, keys)):
             call = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect, turn=turn)
-            return await self._wait_for(call)
+            return await self._queued(call)
         flying["write"] = keys
         try:
             return await self._driver.write(writes, expect)
@@ -244,12 +245,12 @@ class Coalescer:
         assert self._loop is not None
         return self._loop.create_future()
 
-    async def _wait_for(self, call: _Call[R]) -> R:
+    def _queued(self, call: _Call[R]) -> asyncio.Future[R]:
         self._pending.append(call)
         if call.kind not in self._flying and not self._dispatching:
             self._dispatching = True  # once a pass, however many calls come in it
             asyncio.get_running_loop().call_soon(self._dispatch)
-        return await call.done
+        return call.done
 
     def _free(self, turn: Turn | None) -> bool:
         """Whether nothing waits and no turn but this one is taken."""
@@ -265,8 +266,9 @@ class Coalescer:
         self._dispatching = False
         # Of earlier calls; stuck: written by one that a write must not pass.
         read, written, stuck = _Keys(), _Keys(), _Keys()
-        for flying, held in self._flying.items():
-            (written if flying == "write" else read).add(held)
+        flying = self._flying
+        for one, held in flying.items():
+            (written if one == "write" else read).add(held)
         for turn in self._turns:
             if turn.mutates:
                 written.add(turn.keys)
@@ -279,29 +281,32 @@ class Coalescer:
         for call in self._pending:
             if call.done.done():  # cancelled before it began
                 continue
-            kind, keys = call.kind, call.keys
-            if kind == "turn":
-                if call.mutates:
-                    start = not (read.touches(keys) or written.touches(keys))
-                else:
-                    start = not written.touches(keys)
+            kind, keys, mutates = call.kind, call.keys, call.mutates
+            if keys is None or kind == "turn":
+                start = not (written.touches(keys) or (mutates and read.touches(keys)))
                 if start:
                     self._turns.append(call)
                     call.done.set_result(None)
+                if mutates:
+                    written.add(keys)
+                    stuck.add(keys)
+                elif keys is not None or not start:
+                    read.add(keys)
+            elif mutates:
+                free = call.turn or (not (read.all or stuck.all) and read.some.isdisjoint(keys) and stuck.some.isdisjoint(keys))
+                start = bool(free) and kind not in flying and room[kind] > 0
+                written.some.update(keys)
+                if not start:
+                    stuck.some.update(keys)
             else:
-                blocked = (read.touches(keys) or stuck.touches(keys)) if call.mutates else written.touches(keys)
-                start = (call.turn is not None or not blocked) and kind not in self._flying and room[kind] > 0
-                if start:
-                    batches[kind].append(call)
-                    room[kind] -= _weight(call)
+                free = call.turn or (not written.all and written.some.isdisjoint(keys))
+                start = bool(free) and kind not in flying and room[kind] > 0
+                read.some.update(keys)
             if not start:
                 waiting.append(call)
-            if call.mutates:
-                written.add(keys)
-                if not start or kind == "turn":
-                    stuck.add(keys)
-            elif keys is not None or not start:
-                read.add(keys)
+            elif kind != "turn":
+                batches[kind].append(call)
+                room[kind] -= _weight(call)
         self._pending = waiting
         for kind, calls in batches.items():
             if calls:
@@ -410,5 +415,9 @@ def _all_apart(flying: dict[_Kind, Collection[str]], keys: Sequence[str]) -> boo
 
 def _weight(call: _Call[Any]) -> int:
     """The share of a batch that a call takes, so that neither many keys nor large values make a batch too long."""
+    if not call.writes:
+        return len(call.keys or ())
+    if len(call.writes) == 1:
+        return 1 + len(call.writes[0][1] or b"") // _BYTES_PER_KEY
     size = sum(len(data) for _, data, _ in call.writes if data is not None)
-    return max(len(call.writes) or len(call.keys or ()), size * MAX_BATCH_KEYS // MAX_BATCH_BYTES)
+    return max(len(call.writes), size // _BYTES_PER_KEY)
