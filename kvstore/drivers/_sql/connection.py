@@ -6,6 +6,7 @@ goes to the client library itself where that is known here, on connections that 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+_CLOSING: set[asyncio.Task[None]] = set()
 _MARK = re.compile(r"\$(\d+)")
 
 
@@ -39,11 +41,9 @@ class Connection(ABC):
     async def change(self, sql: str, *arguments: Any) -> int:
         """How many rows a statement matched or inserted."""
 
+    @abstractmethod
     def abort(self) -> None:
         """Closes it without waiting: nobody knows what is still under way on it."""
-        raw: Any = self._client
-        with suppress(Exception):  # it may be broken already, or its event loop over
-            (raw.terminate if hasattr(raw, "terminate") else raw.close)()
 
     async def aclose(self) -> None:
         """Closes it, with a farewell to the server."""
@@ -53,6 +53,10 @@ class Connection(ABC):
 
 class AsyncpgConnection(Connection):
     """By asyncpg, whose statements are prepared once."""
+
+    def abort(self) -> None:
+        with suppress(Exception):  # its event loop may be over
+            self._client.terminate()
 
     @property
     def is_open(self) -> bool:
@@ -69,6 +73,10 @@ class AsyncpgConnection(Connection):
 
 class AsyncmyConnection(Connection):
     """By asyncmy."""
+
+    def abort(self) -> None:
+        with suppress(Exception):  # its event loop may be over
+            self._client.close()
 
     @property
     def is_open(self) -> bool:
@@ -88,6 +96,12 @@ class AsyncmyConnection(Connection):
 
 class AnyConnection(Connection):
     """By any other client that SQLAlchemy knows."""
+
+    def abort(self) -> None:
+        with suppress(RuntimeError):  # no event loop runs
+            task = asyncio.get_running_loop().create_task(self.aclose())
+            _CLOSING.add(task)
+            task.add_done_callback(_CLOSING.discard)
 
     async def fetch(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
         result = await self._made.exec_driver_sql(*_positional(sql, arguments))
