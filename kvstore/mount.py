@@ -42,7 +42,6 @@ class Mount:
             raise ConfigError("this driver keeps no time to live, so the mount can have no ttl", mount=base, driver=driver.name)
         self.base = base
         self.prefix = below(base)
-        self.start = len(self.prefix)
         self.driver = driver
         self.ttl = ttl
         self.read_only = read_only
@@ -159,6 +158,16 @@ def _write_later(key: str, data: bytes, expires_at: int | None) -> bool:
     return False
 
 
+Route = tuple[Mount, str]
+"""The mount that keeps a key, and the key as its driver has it."""
+
+
+class Routes(dict[str, Route]):
+    """Routes by key as callers spell it, forgotten whenever a mount comes or goes."""
+
+    __slots__ = ("__weakref__",)
+
+
 class MountTable:
     """Mounts by base, found by key in 0.2 µs with hundreds of them."""
 
@@ -170,6 +179,7 @@ class MountTable:
         # The first owner keeps the keys before all cuts, each other one those from its cut on.
         self._cuts: list[str] = []
         self._owners: list[Mount | None] = [None]
+        self._routes: WeakValueDictionary[str, Routes] = WeakValueDictionary()
 
     def __iter__(self) -> Iterator[Mount]:
         return iter(self._mounts)
@@ -180,6 +190,10 @@ class MountTable:
         if mount is None:
             raise self._nowhere(key)
         return mount
+
+    def routes(self, prefix: str) -> Routes:
+        """Those of the storages below `prefix`."""
+        return self._routes.setdefault(prefix, Routes())
 
     def _nowhere(self, key: str) -> KVStoreError:
         if self.closed:
@@ -274,3 +288,5 @@ class MountTable:
             self._owners.append(mount)
         while around:
             leave()
+        for routes in self._routes.values():
+            routes.clear()

@@ -15,10 +15,25 @@ from kvstore.driver import NOT_NOW, PAGE, Stat, Write
 from kvstore.errors import InvalidKeyError, InvalidValueError, KVStoreError, UnsupportedOperation
 from kvstore.keys import below, normalize_base, normalize_key
 from kvstore.listing import pages
-from kvstore.mount import Mount, MountTable
+from kvstore.mount import Mount, MountTable, Route
 from kvstore.resolve import DriverSpec, resolve_driver
-from kvstore.values import MISSING, Ttl, as_datetime, decode, decode_as, encode, raw_bytes, same_json
+from kvstore.values import (
+    MISSING,
+    NOT_JSON,
+    Ttl,
+    as_datetime,
+    decode,
+    decode_as,
+    decode_json,
+    encode,
+    not_json,
+    raw_bytes,
+    same_json,
+)
 from kvstore.watch import Listener
+
+ROUTES = 10_000
+"""How many keys a storage remembers the mounts of: some 2 MB at the most."""
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -57,7 +72,7 @@ class Storage:
         self._table = MountTable() if table is None else table
         self._owner = table is None
         self._prefix = prefix
-        self._find = self._table.find
+        self._routes = self._table.routes(prefix)
 
     def __repr__(self) -> str:
         at = f" below {self._prefix!r}" if self._prefix else ""
@@ -84,7 +99,7 @@ class Storage:
 
     def get_mount(self, key: str) -> Mount:
         """The mount that keeps `key`."""
-        return self._find(self._whole(key))
+        return self._locate(key)[0]
 
     def get_mounts(self, base: str = "") -> list[Mount]:
         """The mounts that a listing of `base` asks, the longest base first."""
@@ -108,17 +123,17 @@ class Storage:
         """
         mount = None
         try:
-            whole = normalize_key(key) if not self._prefix else self._whole(key)
-            mount = self._find(whole)
-            inner = whole[mount.start :]
+            mount, inner = (self._routes.get(key) if key.__class__ is str else None) or self._route(key)
             data = mount.read_now(inner)
             if data is NOT_NOW:
                 (data,) = await mount.read((inner,))
             if data is None:
                 return default
-            return decode(data) if type is None else decode_as(data, type)
+            return decode_json(data) if type is None else decode_as(data, type)
         except KVStoreError as error:
             raise _at(error, "get_item", key, mount) from error.__cause__
+        except NOT_JSON as error:
+            raise _at(not_json(error), "get_item", key, mount) from error
 
     @overload
     async def get_item_raw(self, key: str, default: D) -> bytes | D: ...
@@ -138,13 +153,11 @@ class Storage:
         """Stores a JSON value. Raises `InvalidValueError` for what JSON can't say (NaN, bytes, sets, other objects)."""
         mount = None
         try:
-            whole = normalize_key(key) if not self._prefix else self._whole(key)
-            mount = self._find(whole)
+            mount, inner = (self._routes.get(key) if key.__class__ is str else None) or self._route(key)
             if mount.read_only:
                 mount.check()
             data = encode(value)
             expires_at = None if ttl is None and mount.ttl is None else mount.expiry(ttl)
-            inner = whole[mount.start :]
             if not mount.write_now(inner, data, expires_at):
                 await mount.write(((inner, data, expires_at),))
         except KVStoreError as error:
@@ -419,7 +432,7 @@ class Storage:
         elif not self._owner:
             self._table = MountTable()
             self._table.close()
-            self._find = self._table.find
+            self._routes = self._table.routes("")
 
     # The names of unstorage
 
@@ -438,10 +451,18 @@ class Storage:
     def _below(self, base: str) -> str:
         return self._prefix + below(normalize_base(base))
 
-    def _locate(self, key: str) -> tuple[Mount, str]:
+    def _locate(self, key: str) -> Route:
+        """The mount that keeps `key`, and the key as its driver has it."""
+        return (self._routes.get(key) if key.__class__ is str else None) or self._route(key)
+
+    def _route(self, key: str) -> Route:
+        """The same for the first time. Remembered: to look it up takes 0.05 µs, to find it again 0.3."""
         whole = self._whole(key)
-        mount = self._find(whole)
-        return mount, whole[len(mount.prefix) :]
+        mount = self._table.find(whole)
+        if len(self._routes) >= ROUTES:
+            self._routes.clear()
+        route = self._routes[key] = mount, whole[len(mount.prefix) :]
+        return route
 
     def _located(self, operation: str, key: str) -> tuple[Mount, str]:
         try:

@@ -37,7 +37,9 @@ NEVER: Final = _Sentinel.NEVER
 Missing = Literal[_Sentinel.MISSING]
 Ttl = float | timedelta | Literal[_Sentinel.NEVER] | None
 
-_decode = msgspec.json.Decoder().decode
+decode_json = msgspec.json.Decoder().decode
+"""`decode` with the errors of `NOT_JSON`, for where a call more counts: it is a twentieth of a read from memory."""
+NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _null = re.compile(b"null").search  # `in` takes 0.2 µs more
 
 
@@ -53,7 +55,7 @@ def encode(value: object) -> bytes:
         said = f"{value!r} is no value" if isinstance(value, _Sentinel) else error
         raise InvalidValueError(f"the value is not JSON: {said}") from error
     # orjson writes NaN and infinities as null, so only what holds a null has to be looked through.
-    if _null(data) and type(value) is not str:
+    if type(value) is not str and _null(data):
         _refuse_non_finite(value, "$")
     return data
 
@@ -61,16 +63,21 @@ def encode(value: object) -> bytes:
 def decode(data: bytes) -> Any:
     """The JSON value in `data`. Raises `CorruptValueError` where there is none."""
     try:
-        return _decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptValueError(f"what is stored is not JSON: {error}") from error
+        return decode_json(data)
+    except NOT_JSON as error:
+        raise not_json(error) from error
+
+
+def not_json(error: Exception) -> CorruptValueError:
+    """What `error`, one of `NOT_JSON`, says of what is stored."""
+    return CorruptValueError(f"what is stored is not JSON: {error}")
 
 
 def decode_as(data: bytes, type: Any) -> Any:
     """The JSON value in `data`, checked and built as `type`. Raises `CorruptValueError` where it is not one."""
     try:
         return _decoder(type).decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         name = type if get_origin(type) else getattr(type, "__name__", type)
         raise CorruptValueError(f"what is stored is not a {name}: {error}") from error
 

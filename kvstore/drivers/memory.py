@@ -49,18 +49,20 @@ class MemoryDriver(Driver):
         return cls(**options)
 
     def read_now(self, key: str) -> bytes | NotNow | None:
-        if self._budget.left <= 0:
+        budget = self._budget
+        if budget.left <= 0:
             return NOT_NOW
-        self._budget.left -= 1
+        budget.left -= 1
         entry = self._entries.get(key)
         if entry is None or (entry[1] is not None and entry[1] <= self.clock()):
             return None
         return entry[0]
 
     def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool:
-        if self._budget.left <= 0:
+        budget = self._budget
+        if budget.left <= 0:
             return False
-        self._budget.left -= 1
+        budget.left -= 1
         self._acquire()  # `with` takes 0.2 µs more
         try:
             old = self._entries.get(key)
@@ -75,15 +77,8 @@ class MemoryDriver(Driver):
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         if not self._budget.spend(len(keys)):
             await self._budget.wait(len(keys))
-        entries = self._entries
-        found: list[bytes | None] = []
-        for key in keys:
-            entry = entries.get(key)
-            if entry is None or (entry[1] is not None and entry[1] <= self.clock()):
-                found.append(None)
-            else:
-                found.append(entry[0])
-        return found
+        with self._lock:  # no half of what another thread writes
+            return [entry and entry[0] for entry in map(self._live, keys)]
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
         if not self._budget.spend(len(writes)):
