@@ -106,15 +106,13 @@ class Coalescer:
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
 
-    def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool:
-        """`Driver.write_now`, where nothing is under way and nobody watches."""
-        if (
-            self._pending
-            or self._flying
-            or self._turns
-            or self._notify is not None
-            or self._loop is not asyncio.get_running_loop()
-        ):
+    def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool | Awaitable[object]:
+        """`Driver.write_now`, where nothing is under way and nobody watches. Where it has to queue, what to wait for."""
+        if self._loop is not asyncio.get_running_loop():
+            return False
+        if self._pending or "write" in self._flying:  # no coroutine more on the way of a crowd
+            return self._queued(_Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
+        if self._flying or self._turns or self._notify is not None:
             return False
         try:
             return self._driver.write_now(key, data, expires_at)
@@ -133,7 +131,7 @@ class Coalescer:
         if self._loop is not asyncio.get_running_loop():
             await self._attach()
         flying = self._flying
-        if kind in flying or not self._free(turn) or not _apart(flying.get("write", ()), keys):
+        if self._pending or not self._is_free(turn) or (flying and (kind in flying or not _apart(flying.get("write", ()), keys))):
             return await self._queued(_Call(kind, keys, self._future(), turn=turn))
         flying[kind] = keys
         try:
@@ -148,12 +146,12 @@ class Coalescer:
     ) -> list[bool] | None:
         if self._loop is not asyncio.get_running_loop():
             await self._attach()
-        keys = [key for key, _, _ in writes]
+        keys = (writes[0][0],) if len(writes) == 1 else [key for key, _, _ in writes]
         if expect:
-            keys += expect
+            keys = [*keys, *expect]
         # Where somebody watches, the write runs in a task of its own, so that a cancelled caller's change is told too.
         flying = self._flying
-        if not self._free(turn) or self._notify or (flying and not _all_apart(flying, keys)):
+        if self._pending or not self._is_free(turn) or self._notify or (flying and not _all_apart(flying, keys)):
             call = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect, turn=turn)
             return await self._queued(call)
         flying["write"] = keys
@@ -252,9 +250,9 @@ class Coalescer:
             asyncio.get_running_loop().call_soon(self._dispatch)
         return call.done
 
-    def _free(self, turn: Turn | None) -> bool:
-        """Whether nothing waits and no turn but this one is taken."""
-        return not self._pending and (not self._turns if turn is None else len(self._turns) == 1)
+    def _is_free(self, turn: Turn | None) -> bool:
+        """Whether no turn but this one is taken."""
+        return not self._turns if turn is None else len(self._turns) == 1
 
     def _landed(self, kind: _Kind) -> None:
         self._flying.pop(kind, None)
@@ -264,6 +262,28 @@ class Coalescer:
     def _dispatch(self) -> None:
         """Starts all waiting calls that may start, in the order in which they came."""
         self._dispatching = False
+        kinds = {call.kind for call in self._pending}
+        if len(kinds) == 1 and "turn" not in kinds and not self._turns and not (self._flying and self._flying.keys() != kinds):
+            [kind] = kinds
+            self._dispatch_alike(kind)
+        else:
+            self._dispatch_unlike()
+
+    def _dispatch_alike(self, kind: _Kind) -> None:
+        """Where all that wait, and all that fly, are of one kind: the first that make up a batch, as most often in a crowd."""
+        if kind in self._flying:
+            return
+        calls: list[_Call[Any]] = []
+        room = MAX_BATCH_KEYS
+        while self._pending and room > 0:
+            call = self._pending.popleft()
+            if not call.done.done():  # not cancelled before it began
+                calls.append(call)
+                room -= _weight(call)
+        if calls:
+            self._start(kind, calls)
+
+    def _dispatch_unlike(self) -> None:
         # Of earlier calls; stuck: written by one that a write must not pass.
         read, written, stuck = _Keys(), _Keys(), _Keys()
         flying = self._flying
@@ -310,10 +330,13 @@ class Coalescer:
         self._pending = waiting
         for kind, calls in batches.items():
             if calls:
-                self._flying[kind] = {key for call in calls for key in call.keys or ()}
-                task = asyncio.get_running_loop().create_task(self._fly(kind, calls))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._start(kind, calls)
+
+    def _start(self, kind: _Kind, calls: list[_Call[Any]]) -> None:
+        self._flying[kind] = {key for call in calls for key in call.keys or ()}
+        task = asyncio.get_running_loop().create_task(self._fly(kind, calls))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _fly(self, kind: _Kind, calls: list[_Call[Any]]) -> None:
         try:
@@ -359,6 +382,9 @@ class Coalescer:
 
     async def _run_writes(self, calls: Sequence[_Call[Any]]) -> list[Any]:
         """Runs of plain writes become one each, where the last write of a key wins and all its callers are answered."""
+        plain = [call.writes[0] for call in calls if call.expect is None and len(call.writes) == 1]
+        if len(plain) == len(calls) == len({key for key, _, _ in plain}):
+            return [[was_there] for was_there in await self._driver.write(plain) or ()]
         batches: list[Batch] = []
         answers: list[tuple[int, list[int | bool]]] = []  # per call: its batch, and per write the place in it or the answer
         places: dict[str, int] = {}

@@ -20,7 +20,7 @@ from kvstore.watch import Listener, Watchers
 
 T = TypeVar("T")
 ReadNow = Callable[[str], bytes | NotNow | None]
-WriteNow = Callable[[str, bytes, int | None], bool]
+WriteNow = Callable[[str, bytes, int | None], bool | Awaitable[object]]
 Read = Callable[[Sequence[str]], Awaitable[list[bytes | None]]]
 
 

@@ -158,8 +158,9 @@ class Storage:
                 mount.check()
             data = encode(value)
             expires_at = None if ttl is None and mount.ttl is None else mount.expiry(ttl)
-            if not mount.write_now(inner, data, expires_at):
-                await mount.write(((inner, data, expires_at),))
+            done = mount.write_now(inner, data, expires_at)
+            if done is not True:
+                await (done or mount.write(((inner, data, expires_at),)))
         except KVStoreError as error:
             raise _at(error, "set_item", key, mount) from error.__cause__
 
