@@ -130,5 +130,15 @@ def new_directory(user: int | None = None) -> Path:
     return directory
 
 
+def certificate() -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody has signed, and its key, in a directory of their own."""
+    folder = new_directory()
+    made, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
+    subprocess.run(command, check=True, capture_output=True)
+    return made, key
+
+
 def _end_with_the_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux

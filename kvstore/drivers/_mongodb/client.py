@@ -1,0 +1,107 @@
+"""PyMongo's asyncio client: made, looked over before it is used, and its errors as those of kvstore."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from kvstore.drivers._mongodb.documents import EXPIRY
+from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, KVStoreError
+
+if TYPE_CHECKING:
+    from pymongo import AsyncMongoClient
+    from pymongo.asynchronous.collection import AsyncCollection
+    from pymongo.errors import PyMongoError
+
+    Client = AsyncMongoClient[dict[str, Any]]
+    Collection = AsyncCollection[dict[str, Any]]
+
+_GRACE = 300
+"""Seconds after which the server itself removes what expired, if no program does. Its clock may be ahead of ours."""
+_UNAUTHORIZED = 13
+_REFUSED = (_UNAUTHORIZED, 18, 8000)  # AuthenticationFailed, and Atlas's own
+
+
+def made(url: str, connect_timeout: float) -> Client:
+    from pymongo import AsyncMongoClient
+    from pymongo.errors import PyMongoError
+
+    milliseconds = int(connect_timeout * 1000)
+    _check_options(url.partition("?")[2])
+    try:
+        return AsyncMongoClient(url, serverSelectionTimeoutMS=milliseconds, connectTimeoutMS=milliseconds)
+    except (PyMongoError, ValueError, TypeError) as error:
+        # Without the cause: it may hold what was wrongly taken for a part of the URL, a password among it.
+        message = re.sub(r"//.*@", "//***@", str(error))
+        raise ConfigError(f"this is no URL that PyMongo takes: {message}", driver="mongodb") from None
+
+
+def _check_options(query: str) -> None:
+    """Refuses what the client itself would only warn of."""
+    from pymongo.errors import PyMongoError
+    from pymongo.uri_parser import split_options
+
+    for option in filter(None, re.split("[&;]", query)):
+        try:
+            split_options(option, validate=True, warn=False)
+        except (PyMongoError, ValueError, TypeError) as error:
+            name = option.partition("=")[0]
+            raise ConfigError(f"PyMongo does not take the option {name!r} of the URL: {error}", driver="mongodb") from None
+
+
+async def prepared(client: Client, database: str | None, name: str, *, replica_set: bool) -> Collection:
+    """The collection, with what must hold of it."""
+    from bson.codec_options import CodecOptions, DatetimeConversion
+    from pymongo import ReadPreference, WriteConcern
+    from pymongo.errors import InvalidName, OperationFailure
+
+    if not client.write_concern.acknowledged:
+        raise ConfigError("with w=0 a write is never known to have happened; leave it out", driver="mongodb")
+    try:
+        holder = client.get_default_database("kvstore") if database is None else client[database]
+        collection: Collection = holder.get_collection(
+            name,
+            codec_options=CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS),
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern("majority") if replica_set else None,
+        )
+    except InvalidName as error:
+        raise ConfigError(f"this is no name of a database or collection: {error}", driver="mongodb") from error
+    hello = await holder.command("hello")
+    if replica_set and "setName" not in hello and hello.get("msg") != "isdbgrid":
+        raise ConfigError("the server is no replica set; leave out replica_set", driver="mongodb")
+    if (await collection.options()).get("collation", {}).get("locale", "simple") != "simple":
+        raise ConfigError(f"collection {name!r} has a collation, by which keys that differ are one", driver="mongodb")
+    try:
+        await collection.create_index(EXPIRY, expireAfterSeconds=_GRACE)
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:  # a login that may only read gets along without
+            raise
+    return collection
+
+
+def known(error: PyMongoError, seconds: float, *, writes: bool = False) -> KVStoreError:
+    """`error`, which came after `seconds`, as one of kvstore's."""
+    from pymongo import errors
+
+    done = "; whether anything was written is not known" if writes else ""
+    code = error.code if isinstance(error, errors.OperationFailure) else None
+    if code in _REFUSED:
+        return BackendUnavailable(f"MongoDB refuses the login or the command: {_told(error)}")
+    if isinstance(error, errors.ServerSelectionTimeoutError):
+        return BackendUnavailable(f"no MongoDB server answers: {_told(error)}{done}")
+    if error.timeout:
+        return BackendTimeout(f"MongoDB did not answer in {seconds:.1f} seconds{done}")
+    if isinstance(error, errors.ConnectionFailure | errors.InvalidOperation):
+        return BackendUnavailable(f"the connection to MongoDB failed: {_told(error)}{done}")
+    return BackendError(f"MongoDB: {_told(error)}")
+
+
+def _told(error: PyMongoError) -> str:
+    """What it says, without the documents that it concerns."""
+    from pymongo.errors import BulkWriteError
+
+    if isinstance(error, BulkWriteError):
+        details: Any = error.details
+        return str(next(one["errmsg"] for one in details["writeErrors"] + details["writeConcernErrors"]))[:500]
+    return str(error).partition(", full error:")[0].partition(", Topology Description:")[0][:500]

@@ -1,0 +1,144 @@
+"""The documents of one mount, a key each.
+
+    {_id: key, value: binary, size, kvstore_expires_at: date, mtime: date, revision: text, custom: binary}
+
+What has no date in `kvstore_expires_at` is another program's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import count
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from kvstore.driver import Stat
+from kvstore.errors import CorruptValueError
+from kvstore.keys import past
+from kvstore.values import now_ms
+
+if TYPE_CHECKING:
+    from kvstore.drivers._mongodb.client import Collection
+
+Document = dict[str, Any]
+
+EXPIRY = "kvstore_expires_at"
+"""A name that no other program uses, for whose date is past, MongoDB removes."""
+REVISION = re.compile("[0-9a-f]{16}-[0-9a-f]+")
+"""Of a write: who it was by, and which one of his."""
+BY_ID = [("_id", 1)]
+"""The index to go by, said outright: the one on `EXPIRY` fits most conditions too, and would be a walk through everything."""
+_NEVER = 253_402_300_799_999
+"""The end of the year 9999, in milliseconds since 1970: so that every document has a date, and one range tells who is alive."""
+
+
+class Documents:
+    """In `collection`, with `prefix` before every key."""
+
+    def __init__(self, collection: Collection, prefix: str, clock: Callable[[], int], *, replica_set: bool) -> None:
+        self.collection = collection
+        self.prefix = prefix
+        self.clock = clock
+        self.replica_set = replica_set
+        self.writer = token_hex(8)
+        self._revisions = count()
+
+    def name(self, key: str) -> str:
+        return self.prefix + key
+
+    def key(self, document: Document) -> str:
+        name: str = document["_id"]
+        return name[len(self.prefix) :]
+
+    # Conditions
+
+    def one(self, key: str) -> Document:
+        return {"_id": self.name(key), EXPIRY: self.live()}
+
+    def some(self, keys: Sequence[str]) -> Document:
+        return {"_id": {"$in": [self.name(key) for key in keys]}}
+
+    def below(self, prefix: str) -> Document:
+        """Texts are compared by their bytes, so by code point."""
+        return {"_id": {"$gte": self.name(prefix), "$lt": past(self.name(prefix))}}
+
+    def live(self) -> Document:
+        return {"$gt": date(self.clock())}
+
+    def expired(self) -> Document:
+        return {"$lte": date(self.clock())}
+
+    # What is written
+
+    def fields(self, data: bytes, expires_at: int | None) -> Document:
+        at, revision = date(expires_at), self._revision()
+        return {"value": data, "size": len(data), EXPIRY: at, "mtime": date(now_ms()), "revision": revision}
+
+    def gone(self) -> Document:
+        """What a removed document is made first, for of a deletion those who watch learn no more than the key."""
+        return {EXPIRY: date(0), "revision": self._revision()}
+
+    def _revision(self) -> str:
+        """Of one write: no other one has the same, and it says whose it is."""
+        return f"{self.writer}-{next(self._revisions):x}"
+
+    def foreign(self, key: str) -> CorruptValueError:
+        return CorruptValueError(f"another program keeps a document here in collection {self.collection.name!r}", key=key)
+
+    # Reading
+
+    async def find(self, keys: Sequence[str], fields: Document, *, foreign: bool = False) -> dict[str, Document]:
+        """Those of `keys` that are there. With `foreign` what another program keeps in the place of one is an error."""
+        # By `_id` alone, which no other index fits, and which is the server's fastest way.
+        asked = {"_id": self.name(keys[0])} if len(keys) == 1 else self.some(keys)
+        client = self.collection.database.client
+        whole = self.replica_set and len(keys) > 1  # no half of a batch
+        async with client.start_session(snapshot=True) if whole else nullcontext() as session:
+            found = self.collection.find(asked, fields, limit=len(keys), batch_size=len(keys), session=session)
+            documents = {self.key(document): document for document in await found.to_list()}
+        now = self.clock()
+        for key, document in [*documents.items()]:
+            if foreign and not is_ours(document):
+                raise self.foreign(key)
+            if not is_ours(document) or int(document[EXPIRY]) <= now:
+                del documents[key]
+        return documents
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        asked = self.below(prefix) | {EXPIRY: self.live()}
+        if after is not None:
+            asked = {"$and": [asked, {"_id": {"$lt" if reverse else "$gt": self.name(after)}}]}
+        order = [("_id", -1 if reverse else 1)]
+        found = self.collection.find(asked, {"_id": 1}, sort=order, limit=limit, batch_size=limit, hint=BY_ID)
+        return [self.key(document) for document in await found.to_list()]
+
+    async def count(self, prefix: str) -> int:
+        return await self.collection.count_documents(self.below(prefix) | {EXPIRY: self.live()}, hint=BY_ID)
+
+
+def date(milliseconds: int | None) -> Any:
+    from bson.datetime_ms import DatetimeMS
+
+    return DatetimeMS(_NEVER if milliseconds is None else min(milliseconds, _NEVER))
+
+
+def is_ours(document: Document) -> bool:
+    from bson.datetime_ms import DatetimeMS
+
+    return isinstance(document.get(EXPIRY), DatetimeMS)
+
+
+def value_of(document: Document, key: str) -> bytes:
+    data = document.get("value")
+    if not isinstance(data, bytes):
+        raise CorruptValueError("the document has no binary value", key=key)
+    return bytes(data)
+
+
+def stat_of(document: Document) -> Stat:
+    at = int(document[EXPIRY])
+    return Stat(
+        document["size"], document["revision"], int(document["mtime"]), at if at < _NEVER else None, document.get("custom")
+    )

@@ -1,0 +1,277 @@
+"""MongoDB by PyMongo's asyncio client: one document a key, batches as bulk writes, conditions as filters."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import parse_qsl
+
+from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
+from kvstore.drivers._mongodb.client import known, made, prepared
+from kvstore.drivers._mongodb.documents import EXPIRY, REVISION, Document, Documents, date, stat_of, value_of
+from kvstore.drivers._mongodb.transactions import commit
+from kvstore.drivers._mongodb.writing import clear, swap, sweep, update, write_each
+from kvstore.errors import (
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigError,
+    InvalidValueError,
+    MissingDependencyError,
+    UnsupportedOperation,
+)
+
+if TYPE_CHECKING:
+    from kvstore.drivers._mongodb.client import Client
+
+MAX_VALUE_BYTES = 16 * 2**20 - 2**14
+"""A document of MongoDB has at most 16 MiB; the rest of it is for the key and the custom metadata."""
+
+_OWN_QUERY = {"collection": str, "base": str, "replica_set": bool, "connect_timeout": float, "timeout": float}
+
+T = TypeVar("T")
+
+
+class MongodbDriver(Driver):
+    """Keeps each value in a document of a MongoDB collection (server 5.0 or newer), with the key as its `_id`.
+
+    Args:
+        url: `mongodb://[user:password@]host:port/database` or `mongodb+srv://…`, with PyMongo's own options as a query.
+        client: In place of `url`, an `AsyncMongoClient` of yours, which stays open.
+        database: Its name, where the URL has none; else `kvstore`.
+        collection: Its name. Documents of other programs in it are not seen, and not touched.
+        base: What stands before every key in `_id`, literally, followed by `:`.
+        replica_set: The server is a replica set or a sharded cluster, as Atlas is: then writes of several keys are
+            transactions (`atomic`), every write waits for most members, and changes by others are told (`watch`). All
+            programs on the collection have to say so.
+        connect_timeout: Seconds to wait for a server, then `BackendUnavailable`.
+        timeout: Seconds to wait for an answer, or for a new primary after the old one was lost; then `BackendTimeout`, or
+            `BackendUnavailable` where there is none.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        client: Any = None,
+        database: str | None = None,
+        collection: str = "kvstore",
+        base: str = "",
+        replica_set: bool = False,
+        connect_timeout: float = 5.0,
+        timeout: float = 10.0,
+    ) -> None:
+        if (url is None) == (client is None):
+            raise ConfigError("give either a url or a client", driver="mongodb")
+        if url is not None and not re.match(r"mongodb(\+srv)?://", url):
+            raise ConfigError("a MongoDB URL starts with mongodb:// or mongodb+srv://", driver="mongodb")
+        for name, seconds in (("connect_timeout", connect_timeout), ("timeout", timeout)):
+            if not 0 < seconds < float("inf"):
+                raise ConfigError(f"{name} is a positive number of seconds, not {seconds!r}", driver="mongodb")
+        if not collection:
+            raise ConfigError("a collection has a name", driver="mongodb")
+        self._url = url
+        self._given = client
+        self._client: Client | None = None
+        self._database = database
+        self._name = collection
+        self._prefix = f"{base}:" if base else ""
+        self._replica_set = replica_set
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+        self._documents: Documents | None = None
+        self._left: set[asyncio.Task[Any]] = set()  # writes under way whose callers were cancelled
+        self.capabilities = Capabilities(
+            atomic=replica_set, conditional=True, ordered=True, metadata=True, watch=replica_set, shared=True
+        )
+
+    def __repr__(self) -> str:
+        # Of the URL only what follows the last `@`: a password that is not escaped may hold any other mark.
+        address = (self._url or "").rpartition("://")[2].rpartition("@")[2].partition("?")[0]
+        return f"MongodbDriver({address!r}, collection={self._name!r}, base={self._prefix!r})"
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """The URL of MongoDB; `collection`, `base`, `replica_set`, `connect_timeout` and `timeout` may stand in its query."""
+        address, _, query = url.partition("?")
+        own: dict[str, Any] = {}
+        others = []
+        for part in filter(None, query.split("&")):
+            [(name, value)] = parse_qsl(part, keep_blank_values=True) or [(part, "")]
+            if name in _OWN_QUERY:
+                own[name] = _parsed(name, value)
+            else:
+                others.append(part)
+        return cls(address + ("?" + "&".join(others) if others else ""), **(own | options))
+
+    # Connecting
+
+    async def connect(self) -> None:
+        try:
+            pymongo = await asyncio.to_thread(_imported)
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError('the mongodb driver needs PyMongo: pip install "kvstore[mongodb]"') from error
+        await self._leave()
+        self._client = client = made(self._url, self._connect_timeout) if self._url is not None else self._given
+        try:
+            with pymongo.timeout(self._connect_timeout):
+                collection = await prepared(client, self._database, self._name, replica_set=self._replica_set)
+        except pymongo.errors.PyMongoError as error:
+            reason = known(error, self._connect_timeout)
+            if isinstance(reason, BackendTimeout):
+                reason = BackendUnavailable(f"no answer from MongoDB in {self._connect_timeout:g} seconds")
+            raise reason from error
+        self._documents = Documents(collection, self._prefix, lambda: self.clock(), replica_set=self._replica_set)
+
+    async def aclose(self) -> None:
+        if self._left:
+            await asyncio.wait(self._left)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        client, self._client, self._documents = self._client, None, None
+        self._left = set()
+        if client is not None and self._given is None:
+            with suppress(Exception):  # its event loop may be over
+                await client.close()
+
+    # Calls
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        found = await self._call(lambda documents: documents.find(keys, {"value": 1, EXPIRY: 1}, foreign=True))
+        return [value_of(found[key], key) if key in found else None for key in keys]
+
+    async def has(self, keys: Sequence[str]) -> list[bool]:
+        found = await self._call(lambda documents: documents.find(keys, {EXPIRY: 1}))
+        return [key in found for key in keys]
+
+    async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
+        found = await self._call(lambda documents: documents.find(keys, {"value": 0}))
+        return [stat_of(found[key]) if key in found else None for key in keys]
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        return await self._call(lambda documents: documents.scan(prefix, after=after, limit=limit, reverse=reverse))
+
+    async def count(self, prefix: str) -> int:
+        return await self._call(lambda documents: documents.count(prefix))
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        for key, data, _ in writes:
+            if data is not None and len(data) > MAX_VALUE_BYTES:
+                raise InvalidValueError(
+                    f"the value has {len(data):,} bytes, and MongoDB keeps at most {MAX_VALUE_BYTES:,}", key=key
+                )
+        alone = len(writes) == 1 and (not expect or [*expect] == [writes[0][0]])
+        if self._replica_set and not alone:
+            return await self._call(lambda documents: commit(documents, writes, expect or {}), writes=True)
+        if not expect:
+            return await self._call(lambda documents: write_each(documents, writes), writes=True)
+        if not alone:
+            raise UnsupportedOperation("conditions on other keys than the one written need a replica set (replica_set=True)")
+        return await self._call(lambda documents: swap(documents, writes[0], expect[writes[0][0]]), writes=True)
+
+    async def touch(self, key: str, expires_at: int | None) -> bool:
+        return await self._update(key, {"$set": {EXPIRY: date(expires_at)}})
+
+    async def set_meta(self, key: str, custom: bytes | None) -> bool:
+        return await self._update(key, {"$unset": {"custom": ""}} if custom is None else {"$set": {"custom": custom}})
+
+    async def _update(self, key: str, change: Document) -> bool:
+        return await self._call(lambda documents: update(documents, documents.one(key), change), writes=True)
+
+    async def clear(self, prefix: str) -> int:
+        total, last = 0, None
+        while page := await self.scan(prefix, after=last, limit=5 * PAGE, reverse=False):
+            last = page[-1]
+            total += await self._call(partial(clear, prefix=prefix, last=last), writes=True)
+        return total
+
+    async def sweep(self) -> int | None:
+        return await self._call(sweep, writes=True)
+
+    @asynccontextmanager
+    async def watch(self, prefix: str) -> AsyncIterator[AsyncIterator[Event]]:
+        if not self._replica_set:
+            raise UnsupportedOperation("only a replica set tells of changes (replica_set=True)")
+        told: list[Document] = [
+            {"$match": {"operationType": {"$in": ["insert", "update", "replace"]}}},
+            {"$project": {"fullDocument.value": 0, "updateDescription.updatedFields.value": 0}},
+        ]
+        stream = await self._call(lambda documents: documents.collection.watch(told))
+        try:
+            yield self._events(stream, prefix)
+        finally:
+            with suppress(Exception):  # it may be what failed
+                await stream.close()
+
+    async def _events(self, stream: Any, prefix: str) -> AsyncIterator[Event]:
+        from pymongo.errors import PyMongoError
+
+        assert self._documents is not None
+        mine, below = self._documents.writer, self._prefix + prefix
+        try:
+            async for change in stream:
+                name = change["documentKey"]["_id"]
+                fields = change.get("fullDocument") or change["updateDescription"]["updatedFields"]
+                # No write of a value is without a new one. What stays the same is not told, so it is all there is to go by.
+                revision = str(fields.get("revision"))
+                ours = REVISION.fullmatch(revision) and isinstance(name, str) and name.startswith(below)
+                if ours and not revision.startswith(mine):
+                    yield Event("remove" if fields.get(EXPIRY) == date(0) else "update", name[len(self._prefix) :])
+        except PyMongoError as error:
+            raise known(error, self._timeout) from error
+
+    async def _call(self, call: Callable[[Documents], Awaitable[T]], *, writes: bool = False) -> T:
+        if self._left:
+            await asyncio.wait(self._left)
+        if not writes:
+            return await self._ask(call, writes=False)
+        # A write whose caller is cancelled goes on, and later calls wait for its end, so that it never passes them.
+        task = asyncio.create_task(self._ask(call, writes=True))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                self._left.add(task)
+                task.add_done_callback(self._over)
+            raise
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._left.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody waits for it any more
+
+    async def _ask(self, call: Callable[[Documents], Awaitable[T]], *, writes: bool) -> T:
+        import pymongo
+        from pymongo.errors import PyMongoError
+
+        if self._documents is None:
+            raise BackendUnavailable("the connection was closed")
+        began = time.monotonic()
+        try:
+            with pymongo.timeout(self._timeout):
+                return await call(self._documents)
+        except PyMongoError as error:
+            raise known(error, time.monotonic() - began, writes=writes) from error
+
+
+def _imported() -> Any:
+    """In a thread, for it takes a tenth of a second."""
+    import pymongo
+    import pymongo.errors
+
+    return pymongo
+
+
+def _parsed(name: str, value: str) -> Any:
+    kind = _OWN_QUERY[name]
+    try:
+        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"{name} is {'true or false' if kind is bool else 'a number'}, not {value!r}", driver="mongodb"
+        ) from None
