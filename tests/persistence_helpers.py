@@ -17,7 +17,7 @@ from persistence import Image, Persistence, Session, create_persistence
 
 T = TypeVar("T")
 
-KINDS = ("memory", "steps", "sqlite", "fs", "redis", "postgresql", "mysql")
+KINDS = ("memory", "steps", "sqlite", "fs", "redis", "mongodb", "postgresql", "mysql")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -122,12 +122,12 @@ class Crashing(Wrapped):
         self.left -= 1
 
 
-def on_a_server(kind: str, path: Path) -> Driver:
-    """A driver for the server that the tests share, in a name space that is as much `path`'s own as a directory there."""
+def place_on_a_server(kind: str, path: Path) -> tuple[str, dict[str, str]]:
+    """The URL of the server that the tests share, and the option for a name space as much `path`'s own as a directory there."""
     name = "kvstore_test_" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
     server: Any = importlib.import_module(f"servers.{kind}")
     place = {"redis": "base", "mongodb": "collection"}.get(kind, "table")
-    return resolve_driver(kind, {"url": server.url(), place: name})
+    return server.url(), {place: name}
 
 
 class Store:
@@ -149,7 +149,8 @@ class Store:
             return FsDriver(self.path / "store")
         if self.kind in ("memory", "steps"):
             return Wrapped(self._memory)
-        return on_a_server(self.kind, self.path)
+        url, options = place_on_a_server(self.kind, self.path)
+        return resolve_driver(self.kind, {"url": url} | options)
 
     def open(self, wrap: Callable[[Driver], Driver] = lambda driver: driver) -> Persistence:
         return create_persistence(wrap(self.driver()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import stat
 import subprocess
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from persistence_helpers import Steps, Store, Wrapped, assert_clean, ids, image, message, run, session
+from persistence_helpers import Steps, Store, Wrapped, assert_clean, ids, image, message, place_on_a_server, run, session
 
 from kvstore import Capabilities, ClosedError, ConfigError, UnsupportedOperation, create_storage, prefix_storage
 from kvstore.drivers.memory import MemoryDriver
@@ -66,6 +67,20 @@ def test_P1_each_driver_has_a_module_with_a_function_that_makes_it(tmp_path: Pat
         ):
             async with create_persistence(driver) as persistence:
                 await use(persistence)
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["redis", "mongodb", "mysql", "postgresql"])
+def test_P1_so_has_each_server(kind: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"persistence.drivers.{kind}")
+    url, options = place_on_a_server(kind, tmp_path)
+
+    async def main() -> None:
+        async with create_persistence(getattr(module, f"{kind}_driver")(url, **options)) as persistence:
+            await use(persistence)
+        async with create_persistence(kind, url=url, **options) as persistence:
+            assert await persistence.sessions.count_messages("s2") == 3
 
     run(main())
 
