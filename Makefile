@@ -2,13 +2,14 @@
 # make test      sets up and runs every test
 # make embedded  those that need no server
 # make check     format, lint, types
-# make bench     the figures
+# make bench     everything beside its peers, in docs/benchmarks.md; QUICK=1: in three minutes, for a look
+# make figures   what the README promises, without peers
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 3
 
-.PHONY: demo test embedded check bench binary clean
+.PHONY: demo test embedded check bench figures binary clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -24,7 +25,14 @@ check: $(VENV)/.developing
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.developing
+# PARTS="memory redis": some parts only.
+bench:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make bench PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m benchmarks.environments
+	@.bench-venv/base/bin/python -m benchmarks.run $(if $(QUICK),--quick) $(PARTS)
+
+figures: $(VENV)/.developing
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 # A program frozen by PyInstaller carries its one driver and no client library of another.
@@ -47,4 +55,4 @@ $(VENV)/.developing: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench-venv benchmarks/node/node_modules .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -43,8 +43,8 @@ def _kvstore(**options: Any) -> Peer:
     return Peer("kvstore", "ours:Kvstore", role="ours", options=options, largest=1_000_000)
 
 
-def _unstorage(driver: str, note: str = "", name: str = "unstorage", **options: Any) -> Peer:
-    return Peer(name, f"node:{driver}", "node", options=options, note=note)
+def _unstorage(driver: str, note: str = "", name: str = "unstorage", largest: int = 100_000, **options: Any) -> Peer:
+    return Peer(name, f"node:{driver}", "node", options=options, note=note, largest=largest)
 
 
 def _sqlite(level: str) -> tuple[Peer, ...]:
@@ -117,11 +117,11 @@ GROUPS = (
         (
             _kvstore(driver="fs", path="files"),
             Peer("os calls", "raw:Files", role="raw", options={"fsync": False}, note="in the event loop"),
-            _unstorage("fs-lite", "writes in place: a reader may see half a value", name="unstorage fs-lite"),
-            _unstorage("fs-lite-atomic", "made atomic here, by a rename", name="unstorage fs-lite, atomic"),
+            _unstorage("fs-lite", "writes in place: a reader may see half a value", "unstorage fs-lite"),
+            _unstorage("fs-lite-atomic", "made atomic here, by a rename", "unstorage fs-lite, atomic", largest=10_000),
             Peer("fsspec", "files:Fsspec", "files", note="writes in place, in threads"),
             Peer("obstore", "files:Obstore", "files"),
-            Peer("opendal", "files:Opendal", "files", note="with atomic_write_dir"),
+            Peer("opendal", "files:Opendal", "files", note="with atomic_write_dir", largest=10_000),
         ),
     ),
     Group(

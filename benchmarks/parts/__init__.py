@@ -1,0 +1,1 @@
+"""The parts of a run. Each gives what goes into one JSON file."""
