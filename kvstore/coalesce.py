@@ -3,6 +3,9 @@
 Idle, a call goes straight through to the driver in its caller's task. Busy, calls wait in the order in which they came;
 whenever a batch ends, all that may start now start together: reads as one `read`, writes as one `write`. A call may start
 when no earlier, unfinished call concerns the same key and one of the two writes; so calls on one key take effect in order.
+
+After a batch of several calls the next one waits for the end of its pass of the event loop, for those who were answered
+together mostly come again together: a crowd that sent its first call ahead would make two round trips of every one.
 """
 
 from __future__ import annotations
@@ -90,6 +93,7 @@ class Coalescer:
         self._turns: list[_Call[Any]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatching = False
+        self._crowded = False  # the last batch had several calls
 
     def on_write(self, notify: Notify | None) -> None:
         """`notify` is called with each batch of writes that took effect, once its caller may know."""
@@ -99,7 +103,7 @@ class Coalescer:
 
     def read_now(self, key: str) -> bytes | NotNow | None:
         """`Driver.read_now`, where nothing is under way: no coroutine and no batch on the way of a single read."""
-        if self._pending or self._flying or self._turns or self._loop is not asyncio.get_running_loop():
+        if self._pending or self._flying or self._turns or self._crowded or self._loop is not asyncio.get_running_loop():
             return NOT_NOW
         try:
             return self._driver.read_now(key)
@@ -110,7 +114,7 @@ class Coalescer:
         """`Driver.write_now`, where nothing is under way and nobody watches. Where it has to queue, what to wait for."""
         if self._loop is not asyncio.get_running_loop():
             return False
-        if self._pending or "write" in self._flying:  # no coroutine more on the way of a crowd
+        if self._pending or self._crowded or "write" in self._flying:  # no coroutine more on the way of a crowd
             return self._queued(_Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
         if self._flying or self._turns or self._notify is not None:
             return False
@@ -131,7 +135,12 @@ class Coalescer:
         if self._loop is not asyncio.get_running_loop():
             await self._attach()
         flying = self._flying
-        if self._pending or not self._is_free(turn) or (flying and (kind in flying or not _apart(flying.get("write", ()), keys))):
+        if (
+            self._pending
+            or (self._crowded and turn is None)
+            or not self._is_free(turn)
+            or (flying and (kind in flying or not _apart(flying.get("write", ()), keys)))
+        ):
             return await self._queued(_Call(kind, keys, self._future(), turn=turn))
         flying[kind] = keys
         try:
@@ -151,7 +160,13 @@ class Coalescer:
             keys = [*keys, *expect]
         # Where somebody watches, the write runs in a task of its own, so that a cancelled caller's change is told too.
         flying = self._flying
-        if self._pending or not self._is_free(turn) or self._notify or (flying and not _all_apart(flying, keys)):
+        if (
+            self._pending
+            or (self._crowded and turn is None)
+            or not self._is_free(turn)
+            or self._notify
+            or (flying and not _all_apart(flying, keys))
+        ):
             call = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect, turn=turn)
             return await self._queued(call)
         flying["write"] = keys
@@ -333,6 +348,7 @@ class Coalescer:
                 self._start(kind, calls)
 
     def _start(self, kind: _Kind, calls: list[_Call[Any]]) -> None:
+        self._crowded = len(calls) > 1
         self._flying[kind] = {key for call in calls for key in call.keys or ()}
         task = asyncio.get_running_loop().create_task(self._fly(kind, calls))
         self._tasks.add(task)

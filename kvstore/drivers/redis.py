@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from kvstore.driver import Capabilities, Driver, Event, Expect, Stat, Write
 from kvstore.drivers._redis import scripts
+from kvstore.drivers._redis.wire import Wire
 from kvstore.errors import (
     BackendError,
     BackendTimeout,
@@ -35,6 +36,8 @@ _CONNECTIONS = 8
 _PIECE = 2**19
 """Bytes of a value that are sent or read at once."""
 _PART_SECONDS = 600
+_KEYS = 4000
+"""Read by one command: a script can hand over no more than 8,000."""
 _OWN_QUERY = {"base": str, "index": bool, "cluster": bool, "connect_timeout": float, "timeout": float}
 _TLS_QUERY = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_keyfile_password", "ssl_cert_reqs", "ssl_check_hostname")
 
@@ -79,6 +82,7 @@ class RedisDriver(Driver):
         self._url = url
         self._given = client
         self._client: Any = client
+        self._wire: Wire | None = None
         self._cluster = cluster
         self._index = index
         self._connect_timeout = connect_timeout
@@ -120,6 +124,7 @@ class RedisDriver(Driver):
         try:
             if self._given is None:
                 self._client = self._made()
+                self._wire = None if self._cluster else Wire(self._client.connection_pool, self._timeout)
             self._room = asyncio.Semaphore(_CONNECTIONS)
             await self._call(lambda client: client.time())  # connects, which takes its time
             before = now_ms()
@@ -162,7 +167,7 @@ class RedisDriver(Driver):
         return Redis.from_url(url, **settings)
 
     async def aclose(self) -> None:
-        client, self._client = self._client, self._given
+        client, self._client, self._wire = self._client, self._given, None
         if client is not None and self._given is None:
             with suppress(OSError, RuntimeError):
                 await client.aclose()
@@ -174,10 +179,14 @@ class RedisDriver(Driver):
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         if len(keys) == 1:
-            data: bytes = await self._call(lambda client: client.getrange(self._prefix + keys[0], 0, _PIECE - 1), keys)
+            data: bytes = await self._command("GETRANGE", self._prefix + keys[0], 0, _PIECE - 1, about=keys)
             if 0 < len(data) < _PIECE:
                 return [data]
-        found: list[bytes | int | None] = await self._script(scripts.READ, _PIECE, *keys, about=keys)
+        found: list[bytes | int | None] = []
+        for start in range(0, len(keys), _KEYS):
+            found += await self._run(
+                scripts.READ, self._keys[:1], self._prefix, _PIECE, *keys[start : start + _KEYS], about=keys
+            )
         for key, value in zip(keys, found, strict=True):
             if value == -1:
                 raise CorruptValueError("another program keeps no string under this key", key=key)
@@ -214,19 +223,28 @@ class RedisDriver(Driver):
         return f"{self._prefix}$meta:part:{token_hex(8)}"
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
-        arguments: list[Any] = [len(expect or ())]
+        conditions: list[Any] = []
         for key, wanted in (expect or {}).items():
-            arguments += (key, "0" if wanted is None else "1", wanted or b"")
+            conditions += (key, "0" if wanted is None else "1", wanted or b"")
+        plain: list[Any] = []
+        others: list[Any] = []
         for key, data, expires_at in writes:
             at = "" if expires_at is None else expires_at
             if data is None:
-                arguments += (key, "r", b"", "")
+                others += (key, "r", b"", "")
             elif len(data) > _PIECE:
-                arguments += (key, "m", await self._sent(data), at)
+                others += (key, "m", await self._sent(data), at)
+            elif expires_at is None:
+                plain += (key, data)
             else:
-                arguments += (key, "s", data, at)
-        found = await self._script(scripts.WRITE, *arguments, about=[key for key, _, _ in writes], writes=True)
-        return None if found is None else [bool(there) for there in found]
+                others += (key, "s", data, at)
+        counts = (len(conditions) // 3, len(plain) // 2)
+        keys = [key for key, _, _ in writes]
+        found = await self._script(scripts.WRITE, *counts, *conditions, *plain, *others, about=keys, writes=True)
+        if found is None:
+            return None
+        there = dict(zip((*plain[::2], *others[::4]), found, strict=True))
+        return [bool(there[key]) for key in keys]
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
         async with self._client.pipeline(transaction=False) as pipeline:
@@ -293,9 +311,10 @@ class RedisDriver(Driver):
     async def _events(self, channel: Any, prefix: str) -> AsyncIterator[Event]:
         async for message in channel.listen():
             if message["type"] == "message":
-                writer, kind, key = message["data"].decode().split(" ", 2)
-                if writer != self._writer and key.startswith(prefix):
-                    yield Event(kind, key)
+                writer, *changes = message["data"].decode().split("\0")
+                for change in changes if writer != self._writer else ():
+                    if change.startswith(prefix, 1):
+                        yield Event("update" if change[0] == "u" else "remove", change[1:])
 
     async def rebuild_index(self) -> int:
         """Makes the index what the database holds: keys of other programs are listed from now on. Returns how many keys."""
@@ -325,15 +344,25 @@ class RedisDriver(Driver):
         return [name[len(self._prefix.encode()) :].decode() for name in found if not name.startswith(own)]
 
     async def _script(self, script: str, *arguments: Any, about: Sequence[str] = (), writes: bool = False) -> Any:
+        return await self._run(script, self._keys, *self._arguments, *arguments, about=about, writes=writes)
+
+    async def _run(
+        self, script: str, keys: Sequence[str], *arguments: Any, about: Sequence[str] = (), writes: bool = False
+    ) -> Any:
         from redis.exceptions import NoScriptError
 
-        async def run(client: Any) -> Any:
-            try:
-                return await client.evalsha(_digest(script), 3, *self._keys, *self._arguments, *arguments)
-            except NoScriptError:
-                return await client.eval(script, 3, *self._keys, *self._arguments, *arguments)
+        try:
+            return await self._command("EVALSHA", _digest(script), len(keys), *keys, *arguments, about=about, writes=writes)
+        except BackendError as error:
+            if not isinstance(error.__cause__, NoScriptError):
+                raise
+            return await self._command("EVAL", script, len(keys), *keys, *arguments, about=about, writes=writes)
 
-        return await self._call(run, about, writes=writes)
+    async def _command(self, *command: Any, about: Sequence[str] = (), writes: bool = False) -> Any:
+        wire = self._wire
+        if wire is None:
+            return await self._call(lambda client: client.execute_command(*command), about, writes=writes)
+        return await self._call(lambda _: wire.ask(*command), about, writes=writes)
 
     async def _call(self, call: Callable[[Any], Any], about: Sequence[str] = (), *, writes: bool = False) -> Any:
         from redis import exceptions

@@ -10,12 +10,32 @@ Keys that the server has expired are still in the index; what looks at the index
 _HEAD = """
 local index, expiring, written = KEYS[1], KEYS[2], KEYS[3]
 local prefix, meta, channel, writer, indexed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
-local function forget(key)
-    if not indexed then return end
-    redis.call('ZREM', index, key)
-    redis.call('ZREM', expiring, key)
-    redis.call('HDEL', written, key)
+"""
+
+# What all keys of a call have in common is one command for them all: each takes as long as the SET of a key.
+_TOGETHER = """
+local function together(list, run)
+    for first = 1, #list, 4000 do run(unpack(list, first, math.min(first + 3999, #list))) end
 end
+local function forget(keys)
+    if not indexed then return end
+    together(keys, function(...) redis.call('ZREM', index, ...) end)
+    together(keys, function(...) redis.call('ZREM', expiring, ...) end)
+    together(keys, function(...) redis.call('HDEL', written, ...) end)
+end
+local function tell(changes)
+    for first = 1, #changes, 1000 do
+        local some = table.concat(changes, '\\0', first, math.min(first + 999, #changes))
+        redis.call('PUBLISH', channel, writer .. '\\0' .. some)
+    end
+end
+local function remove(key)
+    if indexed then redis.call('DEL', meta .. key) end
+    return redis.call('DEL', prefix .. key)
+end
+"""
+
+_EXPIRE = """
 local function expire(key, at)
     if not indexed then return end
     if at == '' then
@@ -26,28 +46,23 @@ local function expire(key, at)
         redis.call('ZADD', expiring, at, key)
     end
 end
-local function tell(kind, key)
-    redis.call('PUBLISH', channel, writer .. ' ' .. kind .. ' ' .. key)
-end
-local function remove(key)
-    local there = redis.call('DEL', prefix .. key)
-    if indexed then redis.call('DEL', meta .. key) end
-    forget(key)
-    if there == 1 then tell('remove', key) end
-    return there
-end
-local time = redis.call('TIME')
+"""
+
+_PURGE = """
 local function purge()
+    local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
     while true do
         local due = redis.call('ZRANGEBYSCORE', expiring, '-inf', now, 'LIMIT', 0, 1000)
+        local gone = {}
         for _, key in ipairs(due) do
             if redis.call('EXISTS', prefix .. key) == 0 then
-                forget(key)
+                gone[#gone + 1] = key
             else
                 redis.call('ZREM', expiring, key)
             end
         end
+        forget(gone)
         if #due < 1000 then return end
     end
 end
@@ -55,8 +70,10 @@ end
 
 WRITE = (
     _HEAD
+    + _TOGETHER
+    + _EXPIRE
     + """
-local at = 7
+local at = 8
 for _ = 1, ARGV[6] do
     local data = redis.call('GET', prefix .. ARGV[at])
     if ARGV[at + 1] == '1' then
@@ -66,62 +83,75 @@ for _ = 1, ARGV[6] do
     end
     at = at + 3
 end
-local found = {}
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local found, plain, members, times, gone, changes = {}, {}, {}, {}, {}, {}
+local function set(key, expires_at)
+    local left = redis.call('PTTL', prefix .. key)
+    found[#found + 1] = left == -2 and 0 or 1
+    if expires_at ~= '' or left >= 0 then expire(key, expires_at) end
+    if indexed then
+        members[#members + 1], members[#members + 2] = 0, key
+        times[#times + 1], times[#times + 2] = key, now
+    end
+    changes[#changes + 1] = 'u' .. key
+end
+for _ = 1, ARGV[7] do
+    set(ARGV[at], '')
+    plain[#plain + 1], plain[#plain + 2] = prefix .. ARGV[at], ARGV[at + 1]
+    at = at + 2
+end
+together(plain, function(...) redis.call('MSET', ...) end)
 while ARGV[at] do
     local key, kind, data, expires_at = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
     if kind == 'r' then
         found[#found + 1] = remove(key)
+        gone[#gone + 1] = key
+        if found[#found] == 1 then changes[#changes + 1] = 'r' .. key end
     else
-        local left = redis.call('PTTL', prefix .. key)
-        found[#found + 1] = left == -2 and 0 or 1
-        if kind == 'm' then
+        set(key, expires_at)
+        if kind == 's' then
+            redis.call('SET', prefix .. key, data, 'PXAT', expires_at)
+        else
             redis.call('RENAME', data, prefix .. key)
             redis.call('PERSIST', prefix .. key)
             if expires_at ~= '' then redis.call('PEXPIREAT', prefix .. key, expires_at) end
-        elseif expires_at == '' then
-            redis.call('SET', prefix .. key, data)
-        else
-            redis.call('SET', prefix .. key, data, 'PXAT', expires_at)
         end
-        if expires_at ~= '' or left >= 0 then expire(key, expires_at) end
-        if indexed then
-            redis.call('ZADD', index, 0, key)
-            redis.call('HSET', written, key, time[1] * 1000000 + time[2])
-        end
-        tell('update', key)
     end
     at = at + 4
 end
+together(members, function(...) redis.call('ZADD', index, ...) end)
+together(times, function(...) redis.call('HSET', written, ...) end)
+forget(gone)
+tell(changes)
 return found
 """
 )
-"""`ARGV`: how many conditions, each key, `1` and data or `0` and nothing; then writes: key, kind, data, expiry.
+"""`ARGV`: how many conditions, how many plain sets; each condition's key, `1` and data or `0` and nothing; each plain set's
+key and data; then the other writes: key, kind, data, expiry. What was found comes in this order too.
 
-The kinds: `s` sets, `r` removes, `m` moves what lies under the name that is given for data.
+The kinds: `s` sets with an expiry, `r` removes, `m` moves what lies under the name that is given for data.
 """
 
-READ = (
-    _HEAD
-    + """
-local found = {}
-for at = 7, #ARGV do
-    local size = redis.pcall('STRLEN', prefix .. ARGV[at])
-    if type(size) == 'table' then
-        found[#found + 1] = -1
-    elseif size > tonumber(ARGV[6]) then
-        found[#found + 1] = size
-    else
-        found[#found + 1] = redis.call('GET', prefix .. ARGV[at])
+READ = """
+local names = {}
+for at = 3, #ARGV do names[at - 2] = ARGV[1] .. ARGV[at] end
+local found = redis.call('MGET', unpack(names))
+for place, data in ipairs(found) do
+    if not data then
+        if redis.call('EXISTS', names[place]) == 1 then found[place] = -1 end
+    elseif #data > tonumber(ARGV[2]) then
+        found[place] = #data
     end
 end
 return found
 """
-)
-"""`ARGV`: the most bytes to give at once; the keys. For each its value, nothing, the size of a larger one, or -1 where
-it is no string."""
+"""`ARGV`: what stands before every key; the most bytes to give at once; the keys. For each its value, nothing, the size of a
+larger one, or -1 where it is no string."""
 
 TOUCH = (
     _HEAD
+    + _EXPIRE
     + """
 if redis.call('EXISTS', prefix .. ARGV[6]) == 0 then return 0 end
 if ARGV[7] == '' then
@@ -171,6 +201,8 @@ return found
 
 SCAN = (
     _HEAD
+    + _TOGETHER
+    + _PURGE
     + """
 purge()
 return redis.call(ARGV[6], index, ARGV[7], ARGV[8], 'LIMIT', 0, ARGV[9])
@@ -180,6 +212,8 @@ return redis.call(ARGV[6], index, ARGV[7], ARGV[8], 'LIMIT', 0, ARGV[9])
 
 COUNT = (
     _HEAD
+    + _TOGETHER
+    + _PURGE
     + """
 purge()
 return redis.call('ZLEXCOUNT', index, ARGV[6], ARGV[7])
@@ -188,12 +222,19 @@ return redis.call('ZLEXCOUNT', index, ARGV[6], ARGV[7])
 
 CLEAR = (
     _HEAD
+    + _TOGETHER
+    + _PURGE
     + """
 purge()
 local keys = redis.call('ZRANGEBYLEX', index, ARGV[6], ARGV[7], 'LIMIT', 0, 1000)
-for _, key in ipairs(keys) do remove(key) end
+local changes = {}
+for _, key in ipairs(keys) do
+    if remove(key) == 1 then changes[#changes + 1] = 'r' .. key end
+end
+forget(keys)
+tell(changes)
 return keys
 """
 )
 
-SWEEP = _HEAD + "purge() return redis.call('ZRANGE', expiring, 0, 0, 'WITHSCORES')"
+SWEEP = _HEAD + _TOGETHER + _PURGE + "purge() return redis.call('ZRANGE', expiring, 0, 0, 'WITHSCORES')"
