@@ -3,13 +3,12 @@
 # make embedded  those that need no server
 # make check     format, lint, types
 # make bench     everything beside its peers, in docs/benchmarks.md; QUICK=1: in three minutes, for a look
-# make figures   what the README promises, without peers
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 3
 
-.PHONY: demo test embedded check bench figures binary clean
+.PHONY: demo test embedded check bench binary clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -25,15 +24,12 @@ check: $(VENV)/.developing
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# PARTS="memory redis": some parts only.
+# PARTS="memory redis": those alone, apart from the results of a whole run.
 bench:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make bench PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m benchmarks.environments
-	@.bench-venv/base/bin/python -m benchmarks.run $(if $(QUICK),--quick) $(PARTS)
-
-figures: $(VENV)/.developing
-	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+	@.bench-venv/base/bin/python -m benchmarks $(if $(QUICK),--quick) $(PARTS)
 
 # A program frozen by PyInstaller carries its one driver and no client library of another.
 binary: $(VENV)/.developing

@@ -1,1 +1,1 @@
-"""The figures that the README claims, measured: `python -m benchmarks`."""
+"""kvstore beside its peers, measured: `make bench`."""
