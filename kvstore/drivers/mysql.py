@@ -36,7 +36,7 @@ class _Mysql(Server):
         super().__init__(schema, table)
         self._piece = PIECE
         self._insert = f'INSERT INTO {self.qualified} ("key", "value", "expires_at", "mtime", "revision") VALUES '
-        self._on_duplicate = ""
+        self._on_duplicate = self._tell = ""
         low_to_high = f'WHERE "key" >= $1 AND "key" < $2 AND {live("$3")} ORDER BY "key" LIMIT {STEP}'
         self._clear = f"DELETE FROM {self.qualified} {low_to_high}"
         self._sweep = f'DELETE FROM {self.qualified} WHERE "expires_at" <= $1 LIMIT {STEP}'
@@ -83,9 +83,13 @@ class _Mysql(Server):
         alias = "" if is_mariadb else f" AS new ({', '.join(_NAMES)})"
         new = {name[4:]: f'VALUES("{name[4:]}")' if is_mariadb else name for name in _NAMES[1:]}
         # In this order: what follows sees what was set before.
-        kept = f'"custom" = CASE WHEN {live("$NOW")} THEN "custom" END'
-        sets = ", ".join([kept, *(f'"{name}" = {value}' for name, value in new.items())])
-        self._on_duplicate = f"{alias} ON DUPLICATE KEY UPDATE {sets}"
+        lives = live("$NOW")
+        new["revision"] += f" + CASE WHEN {lives} THEN 1 ELSE 0 END"
+        sets = [f'"custom" = CASE WHEN {lives} THEN "custom" END']
+        sets += [f'"{name}" = {new[name]}' for name in ("revision", "value", "expires_at", "mtime")]
+        self._on_duplicate = f"{alias} ON DUPLICATE KEY UPDATE {', '.join(sets)}"
+        # MySQL can't tell what an upsert found, and has to be asked before.
+        self._tell = ' RETURNING "key", "revision" & 1' if is_mariadb and number >= (10, 5) else ""
         [(at,)] = await connection.fetch("SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)")
         return int(at)
 
@@ -104,15 +108,16 @@ class _Mysql(Server):
         )
 
     async def apply(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
-        if len(rows) == 1 and not removes and self._is_small(rows[0]):
-            changed = await self._upsert(connection, rows, now)
-            return {rows[0].key} if changed == 2 else set()
+        is_one_statement = not removes and sum(map(self._size, rows)) <= self._piece
+        if is_one_statement and self._tell:
+            told = await connection.fetch(self._upsert(rows, now) + self._tell)
+            return {self.key_in(name) for name, was_there in told if was_there}
         if len(removes) == 1 and not rows:
             return set(removes) if await connection.change(self.sql.remove_one, self.key_out(removes[0]), now) else set()
         names = self.keys_out([*(row.key for row in rows), *removes])
-        if not removes and len([*self._shares(rows)]) == 1 and all(map(self._is_small, rows)):
+        if is_one_statement:
             found = await connection.fetch(self.sql.there, names, now)
-            await self._upsert(connection, rows, now)
+            await connection.change(self._upsert(rows, now))
         else:
             async with transaction(connection):
                 found = await connection.fetch(f'{self.sql.there} ORDER BY "key" FOR UPDATE', names, now)
@@ -144,15 +149,20 @@ class _Mysql(Server):
 
     async def put(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
         for share in self._shares([row for row in rows if self._is_small(row)]):
-            await self._upsert(connection, share, now)
+            await connection.change(self._upsert(share, now))
         for row in rows:
             if not self._is_small(row):
                 await self._put_in_pieces(connection, row, now)
 
-    async def _upsert(self, connection: Connection, rows: Sequence[Row], now: int) -> int:
-        marks = ",".join(f"${number}" for number in range(1, len(rows) + 1))
-        sql = f"{self._insert}{marks}{self._on_duplicate.replace('$NOW', f'${len(rows) + 1}')}"
-        return await connection.change(sql, *map(self._values, rows), now)
+    def _upsert(self, rows: Sequence[Row], now: int) -> str:
+        """With its values as literals in hexadecimal, which are made four times as fast as asyncmy's."""
+        values = ",".join(
+            [
+                f"(X'{key.encode().hex()}',X'{data.hex()}',{'NULL' if at is None else at},{mtime},{revision})"
+                for key, data, at, mtime, revision in rows
+            ]
+        )
+        return f"{self._insert}{values}{self._on_duplicate.replace('$NOW', str(now))}"
 
     async def _put_in_pieces(self, connection: Connection, row: Row, now: int) -> None:
         """By variables of the session: one packet of 30 MB would hold the event loop."""
@@ -169,15 +179,18 @@ class _Mysql(Server):
     def _is_small(self, row: Row) -> bool:
         return len(row.data) <= self._piece
 
+    def _size(self, row: Row) -> int:
+        return len(row.data) + len(row.key) + _ROW_BYTES
+
     def _shares(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         """What fits into one statement, each."""
         share: list[Row] = []
         size = 0
         for row in rows:
-            size += len(row.data) + len(row.key) + _ROW_BYTES
+            size += self._size(row)
             if share and size > self._piece:
                 yield share
-                share, size = [], len(row.data) + len(row.key) + _ROW_BYTES
+                share, size = [], self._size(row)
             share.append(row)
         if share:
             yield share

@@ -35,14 +35,14 @@ class _Postgresql(Server):
         new = ", ".join(f'"{name}" = excluded."{name}"' for name in ("value", "expires_at", "mtime", "revision"))
         lives = live("$6", "old.")
         # Custom metadata of a live key stays, that of an expired one goes.
-        self._put = f"""{insert} SELECT * FROM {rows}
-            ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = CASE WHEN {lives} THEN old."custom" END"""
-        # Of a row that was there, expired ones included.
-        self._put_one = f"""{insert} VALUES ($1, $2, $3, $4, $5)
-            ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = CASE WHEN {lives} THEN old."custom" END
-            RETURNING xmax::text <> '0'"""
+        overwrite = f"""ON CONFLICT ("key") DO UPDATE SET {new.rpartition(",")[0]},
+            "revision" = excluded."revision" + CASE WHEN {lives} THEN 1 ELSE 0 END,
+            "custom" = CASE WHEN {lives} THEN old."custom" END"""
+        self._put = f"{insert} SELECT * FROM {rows} {overwrite}"
+        tell = 'RETURNING "key", "revision" & 1'
+        self._put_and_tell = f"{self._put} {tell}"
+        self._put_one = f"{insert} VALUES ($1, $2, $3, $4, $5) {overwrite} {tell}"
         there = f'SELECT "key" FROM {self.qualified} WHERE "key" = ANY($1::text[]) AND {live("$6")}'
-        self._put_and_tell = f"WITH put AS ({self._put}) {there}"
         remove = f'DELETE FROM {self.qualified} WHERE "key" = ANY({{}}::text[]) RETURNING "key", {live("{}")} AS lived'
         self._remove_and_tell = remove.format("$1", "$2")
         self._both = f"""WITH put AS ({self._put}), gone AS ({remove.format("$7", "$6")})
@@ -50,8 +50,7 @@ class _Postgresql(Server):
         self._add = f"""{insert} SELECT * FROM {rows}
             ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = NULL WHERE NOT {lives} RETURNING "key" """
         self._hold = f"""{insert} SELECT k, '', 0, 0, 0 FROM unnest($1::text[]) AS keys (k) ON CONFLICT DO NOTHING"""
-        self._put_large = f"""{insert} VALUES ($1, lo_get($2::bigint::oid), $3, $4, $5)
-            ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = CASE WHEN {lives} THEN old."custom" END"""
+        self._put_large = f"{insert} VALUES ($1, lo_get($2::bigint::oid), $3, $4, $5) {overwrite}"
         expired = f'SELECT "key" FROM {self.qualified} WHERE "expires_at" <= $1 LIMIT {STEP} FOR UPDATE SKIP LOCKED'
         self._sweep = f'DELETE FROM {self.qualified} WHERE "key" IN ({expired})'
         some = f'SELECT "key" FROM {self.qualified} WHERE "key" >= $1 AND "key" < $2 AND {live("$3")}'
@@ -127,11 +126,9 @@ class _Postgresql(Server):
         if not rows:
             gone = await connection.fetch(self._remove_and_tell, removes, now)
             return {key for key, lived in gone if lived}
-        if len(rows) == 1 and not removes:
-            [(was_there,)] = await connection.fetch(self._put_one, *rows[0], now)
-            return {rows[0].key} if was_there else set()
         if not removes:
-            return {key for (key,) in await connection.fetch(self._put_and_tell, *_columns(rows), now)}
+            sql, values = (self._put_one, rows[0]) if len(rows) == 1 else (self._put_and_tell, _columns(rows))
+            return {key for key, was_there in await connection.fetch(sql, *values, now) if was_there}
         return {key for (key,) in await connection.fetch(self._both, *_columns(rows), now, removes)}
 
     async def add(self, connection: Connection, rows: Sequence[Row], now: int) -> set[str]:

@@ -22,7 +22,9 @@ def start(*options: str) -> tuple[Server, int]:
         pytest.skip("no MySQL server: apt-get install mariadb-server, or brew install mariadb")
     directory = new_directory()
     user = ["--user=root"] if os.geteuid() == 0 else []
-    place = ["--no-defaults", f"--datadir={directory}/data"]
+    # A directory of its own for temporary tables too: they have the same names in every server that starts.
+    (directory / "tmp").mkdir()
+    place = ["--no-defaults", f"--datadir={directory}/data", f"--tmpdir={directory}/tmp"]
     how = ["--auth-root-authentication-method=normal", "--skip-test-db", *user]
     made = subprocess.run([install, *place, *how], capture_output=True, text=True)
     if made.returncode:

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from secrets import randbits
 from typing import Any, ClassVar, NamedTuple, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -280,12 +281,13 @@ class SqlDriver(Driver):
 
     def _rows(self, writes: Iterable[Write]) -> tuple[list[Row], list[str]]:
         """What is to be stored, and what to be removed; both by key, so that two writers lock in one order."""
-        now, rows, removes = self._server_time(), [], []
-        for key, data, expires_at in sorted(writes, key=lambda write: write[0]):
+        now, revision, rows, removes = self._server_time(), 2 * randbits(60), [], []
+        for key, data, expires_at in sorted(writes, key=itemgetter(0)):
             if data is None:
                 removes.append(key)
             else:
-                rows.append(Row(key, data, expires_at, now, randbits(62)))
+                rows.append(Row(key, data, expires_at, now, revision))
+                revision += 2
         return rows, removes
 
     def _check(self, writes: Sequence[Write]) -> None:

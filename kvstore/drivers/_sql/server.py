@@ -25,6 +25,7 @@ class Row(NamedTuple):
     expires_at: int | None
     mtime: int
     revision: int
+    """No other write has the same. It is even, and one more where the key was there, so that the row itself tells."""
 
 
 class Fault(NamedTuple):
