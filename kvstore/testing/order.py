@@ -80,7 +80,7 @@ class Order(Contract):
     async def test_calls_on_one_key_take_effect_in_the_order_they_were_gathered(self, store: Store) -> None:
         """A3: hundreds of crowds of all kinds of calls, each checked against one call after another."""
         chance = random.Random(11)
-        for _ in range(300):
+        for _ in range(store.times(300)):
             await _gather_and_compare(store, chance, calls=chance.randint(2, 9))
 
     @in_loop
@@ -88,7 +88,7 @@ class Order(Contract):
         """A3: while thousands of calls on other keys are under way."""
         chance = random.Random(12)
         await store.storage.set_items({f"crowd:{number}": number for number in range(500)})
-        for size in (300, 3_000):
+        for size in (store.times(300), store.times(3_000)):
             await _gather_and_compare(store, chance, calls=12, crowd=size)
 
     @in_loop
@@ -96,7 +96,7 @@ class Order(Contract):
         """A3: it takes what was set before, however much that is, and spares what is set after."""
         storage = store.storage
         for base in ("", "base"):
-            await storage.set_items({f"base:{number}": number for number in range(1_100)})
+            await storage.set_items({f"base:{number}": number for number in range(store.times(1_100))})
             before, _, after = await asyncio.gather(
                 storage.set_item("base:before", 1), storage.clear(base), storage.set_item("base:after", 1)
             )
@@ -108,7 +108,7 @@ class Order(Contract):
     async def test_conditional_writes_keep_their_order(self, store: Store) -> None:
         """A3: adds, compares and plain writes on one key, gathered."""
         storage = store.storage
-        for _ in range(30):
+        for _ in range(store.times(30)):
             results = await asyncio.gather(
                 storage.remove_item("key"),
                 storage.add_item("key", 1),
@@ -128,7 +128,7 @@ class Order(Contract):
         """A3: set, cancelled at any moment, then set again: the last one wins and stays."""
         storage = store.storage
         for ticks in range(6):
-            for _ in range(20):
+            for _ in range(store.times(20)):
                 first = asyncio.create_task(storage.set_item("key", "cancelled"))
                 crowd = [asyncio.create_task(storage.set_item(f"other:{number}", 1)) for number in range(ticks % 3)]
                 for _ in range(ticks):
@@ -160,7 +160,7 @@ class Order(Contract):
 
     @in_loop
     async def test_a_thousand_tasks_do_not_hold_the_event_loop(self, store: Store) -> None:
-        """L2: nor lose or mix up anything."""
+        """L2: nor lose or mix up anything. Of a slow driver, a hundred."""
         storage = store.storage
         sets = 2 if store.capabilities.atomic else 1  # others pay for each single write
 
@@ -172,7 +172,7 @@ class Order(Contract):
             assert await storage.has_item(key)
 
         async def thousand() -> None:
-            await asyncio.gather(*(task(number) for number in range(1_000)))
+            await asyncio.gather(*(task(number) for number in range(store.times(1_000))))
 
         await _leaves_the_loop_free(thousand)
 

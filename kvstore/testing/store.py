@@ -30,6 +30,9 @@ Capability = Literal["atomic", "conditional", "every_key", "expiry", "metadata",
 class Contract(ABC):
     """What a driver's author says: how a driver is made. The parts of the suite are built on it."""
 
+    slow: bool = False
+    """A call takes milliseconds, as to an object store. What is repeated for the sake of rare faults is so a tenth as often."""
+
     @abstractmethod
     def make_driver(self, path: Path) -> Driver:
         """A new driver on the store below `path`, an empty directory that is the test's own.
@@ -94,6 +97,10 @@ class Store:
         """The driver itself, ready to be called without the storage."""
         await self.storage.has_item("connect")
         return self.driver
+
+    def times(self, count: int) -> int:
+        """How often to repeat what only fails now and then, or of how many keys."""
+        return max(2, count // 10) if self.suite.slow else count
 
     def writers(self, count: int) -> list[Storage]:
         """`count` writers: storages of their own where the store can be shared, else the one over and over."""

@@ -31,5 +31,7 @@ class DriverSuite(Keys, Values, Expiry, Metadata, Listing, DriverCalls, Conditio
     async def test_any_sequence_of_calls_does_what_a_dict_would(self, store: Store) -> None:
         """All of section 1: Hypothesis looks for calls after which the storage and a model in memory differ."""
         machine = storage_machine(self.make_driver)
-        quick = settings(max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+        quick = settings(
+            max_examples=store.times(25), stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        )
         await asyncio.to_thread(run_state_machine_as_test, machine, settings=quick)

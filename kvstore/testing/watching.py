@@ -153,15 +153,15 @@ class Watching(Contract):
                     raise ZeroDivisionError
 
         started = asyncio.Event()
-        failing = asyncio.create_task(fail())
+        failing, count = asyncio.create_task(fail()), store.times(300)
         await started.wait()
         async with storage.watch() as slow, storage.watch() as events:
-            for number in range(300):
+            for number in range(count):
                 await storage.set_item(f"key:{number}", number)
             await storage.set_item("end", 1)
 
-            assert len(await _until(events, _update("end"))) == 300
-            assert len(await _until(slow, _update("end"))) == 300
+            assert len(await _until(events, _update("end"))) == count
+            assert len(await _until(slow, _update("end"))) == count
         outcome = (await asyncio.gather(failing, return_exceptions=True))[0]
         assert isinstance(outcome, ZeroDivisionError)
 
