@@ -1,0 +1,145 @@
+"""What the driver asks of a place for objects, be it S3 or any other file system."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from kvstore.errors import BackendTimeout, BackendUnavailable
+
+T = TypeVar("T")
+
+AT_ONCE = 32
+"""How many objects of a batch are read or written at a time."""
+
+
+class Found(NamedTuple):
+    """An object, or its end."""
+
+    data: bytes
+    size: int
+    """Of the whole object, in bytes."""
+    etag: str = ""
+    """What a condition goes by."""
+    revision: str = ""
+    """Of one write: no other one has the same."""
+    mtime: int | None = None
+    """In milliseconds since 1970."""
+
+
+class Store(ABC):
+    """Objects by name below a prefix. Errors are of `KVStoreError`'s tree; a missing object is none."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connects. Raises `BackendUnavailable` where there is nothing to use."""
+
+    @abstractmethod
+    async def get(self, name: str, end: int | None = None) -> Found | None:
+        """An object, or with `end` only so many bytes of its end."""
+
+    @abstractmethod
+    async def put(self, name: str, data: bytes, *, match: str | None = None) -> bool:
+        """Writes an object as a whole. With `match` only if it has that etag, or if it is missing where `match` is empty."""
+
+    @abstractmethod
+    async def delete(self, names: Sequence[str]) -> None: ...
+
+    @abstractmethod
+    async def delete_if(self, name: str, etag: str) -> bool | None:
+        """Removes an object that has that etag. False: it has not; None: there are no such conditions here."""
+
+    @abstractmethod
+    async def list(self, start: str, after: str, limit: int) -> tuple[list[str], str | None]:
+        """Names that start with `start`, in order, behind `after`; and behind what they go on, None: nowhere.
+
+        At most `limit`, or all of them where names are not kept in order.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None: ...
+
+
+class Calls:
+    """Runs coroutines in the event loop of a file system, which has a thread of its own, or if that is None in the caller's.
+
+    A write whose caller is cancelled goes on, and later calls wait for its end, so that it never passes them.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._timeout = timeout
+        self._left: set[concurrent.futures.Future[Any] | asyncio.Future[Any]] = set()
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]], *, writes: bool = False) -> T:
+        if self._left:
+            await self.settled()
+        begun: concurrent.futures.Future[T] | asyncio.Future[T]
+        if self.loop is None:
+            begun = task = asyncio.create_task(work())
+            waited: asyncio.Future[T] = task
+        else:
+            begun = asyncio.run_coroutine_threadsafe(work(), self.loop)
+            waited = asyncio.wrap_future(begun)
+        if not writes:
+            return await waited
+        try:
+            return await asyncio.shield(waited)
+        except asyncio.CancelledError:
+            if not begun.done():
+                self._left.add(begun)
+                begun.add_done_callback(self._left.discard)
+            raise
+
+    async def settled(self) -> None:
+        """Waits for the writes whose callers were cancelled."""
+        loop = asyncio.get_running_loop()
+        waited = []
+        for left in tuple(self._left):
+            if isinstance(left, concurrent.futures.Future):
+                waited.append(asyncio.wrap_future(left))
+                waited[-1].add_done_callback(lambda future: future.cancelled() or future.exception())
+            elif left.get_loop() is loop:
+                waited.append(left)
+            else:
+                self._left.discard(left)  # its event loop is over
+        if waited and (await asyncio.wait(waited, timeout=self._timeout))[1]:
+            raise BackendTimeout("an earlier write, whose caller was cancelled, is still under way")
+
+
+class Telling:
+    """Texts for messages, without the secrets that are among the options."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._secrets = sorted(filter(lambda text: len(text) > 3, _secrets(options)), key=len, reverse=True)
+
+    def clean(self, error: BaseException | str) -> str:
+        text = str(error)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text[:500]
+
+    def cause(self, error: BaseException) -> BaseException | None:
+        """`error` where it shows no secret, nor what caused it."""
+        shown: BaseException | None = error
+        while shown is not None:
+            if any(secret in f"{shown}{shown.args}" for secret in self._secrets):
+                return None
+            shown = shown.__cause__ or shown.__context__
+        return error
+
+
+_PLAIN = ("endpoint_url", "region_name", "host", "port", "protocol", "project")
+
+
+def _secrets(options: object, name: str = "") -> set[str]:
+    if isinstance(options, Mapping):
+        return {text for key, value in options.items() for text in _secrets(value, str(key))}
+    return {options} if isinstance(options, str) and name not in _PLAIN else set()
+
+
+def closed() -> BackendUnavailable:
+    return BackendUnavailable("the connection was closed")
