@@ -82,8 +82,9 @@ class Worker:
             line = b""
         if not line:
             status = await self._process.wait()
-            said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise PeerGone(f"the process ended with status {status}: {' '.join(said)[:300]}")
+            said = self._log.read_text(errors="replace").strip().splitlines()
+            why = [line for line in said if "Error" in line] or said  # Node's last line is its version
+            raise PeerGone(f"the process ended with status {status}: {''.join(why[-1:])[:300]}")
         answer = json.loads(line)
         if "not_offered" in answer:
             raise NotOffered
