@@ -2,13 +2,14 @@
 # make test      sets up and runs every test
 # make embedded  those that need no server
 # make check     format, lint, types
+# make docs      the table of what each driver promises
 # make bench     everything beside its peers, in docs/benchmarks.md; QUICK=1: in three minutes, for a look
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 3
 
-.PHONY: demo test embedded check bench binary clean
+.PHONY: demo test embedded check docs bench binary clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -23,6 +24,9 @@ check: $(VENV)/.developing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/capabilities.py
 
 # PARTS="memory redis": those alone, apart from the results of a whole run.
 bench:
