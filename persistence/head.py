@@ -35,6 +35,8 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     closed: tuple[Segment, ...] = ()
     staged: tuple[str, ...] = ()
     """Generations that are being written, to be published as a whole."""
+    forked: str | None = None
+    """The generation that was published as a fork whose record is pending yet; see `pending.py`."""
 
     @property
     def settled(self) -> int:
@@ -46,10 +48,6 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
         """How many entries of each generation may be there: None, any number."""
         closed = {segment.generation: segment.entries for segment in self.closed}
         return dict.fromkeys(self.staged) | closed | ({} if self.generation is None else {self.generation: None})
-
-    def published(self, generation: str) -> bool:
-        """Whether it is in the log, and not only being written."""
-        return generation in msgspec.structs.replace(self, staged=()).generations
 
     def reaches(self, generation: str, sequence: int) -> bool:
         """Whether an entry is in the log or may come to be."""
@@ -87,11 +85,16 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
             closed.append(segment)
             entries -= segment.entries
         assert generation is not None, "a log without generations has no entries"
-        return Head(token_hex(8), (*closed, Segment(generation, entries, end)), self.staged)
+        closed.append(Segment(generation, entries, end))
+        return msgspec.structs.replace(self, generation=token_hex(8), closed=tuple(closed))
 
     def unstaged(self, generation: str) -> Head:
         """Without the mark that `generation` is being written."""
         return msgspec.structs.replace(self, staged=tuple(staged for staged in self.staged if staged != generation))
+
+    def published(self, generation: str) -> Head:
+        """With a staged generation as the whole log."""
+        return msgspec.structs.replace(self.unstaged(generation), generation=generation, closed=())
 
     @property
     def value(self) -> object:

@@ -60,7 +60,7 @@ class MessageLog:
         """Removes all messages. Returns how many there were."""
         while True:
             tail, _ = await self.reader.end(session)
-            if await self.exchange(session, tail.head, Head()):
+            if await self.exchange(session, tail.head, Head(forked=tail.head.forked)):
                 gone = await self._length(session, tail)
                 await self.sweep(session)
                 return gone
@@ -101,7 +101,7 @@ class MessageLog:
         staged = await self.stage(session, old, entries)
         if staged is None:
             return None
-        head = Head(staged.staged[-1], (), old.staged)
+        head = staged.published(staged.staged[-1])
         return head if await self._publish(session, staged, head) else None
 
     async def _length(self, session: str, tail: Tail) -> int:
@@ -120,10 +120,8 @@ class MessageLog:
         """Stores a whole log; every reader sees all of it or nothing. Raises `ConflictError` where there is one."""
         while entries:
             staged = await self.stage(session, await self.new_head(session), entries)
-            if staged is not None:
-                generation = staged.staged[-1]
-                if await self._publish(session, staged, Head(generation, (), staged.unstaged(generation).staged)):
-                    return
+            if staged is not None and await self._publish(session, staged, staged.published(staged.staged[-1])):
+                return
 
     async def new_head(self, session: str) -> Head:
         """The head of a log that is not begun yet. Raises `ConflictError` for one that is."""
@@ -160,19 +158,10 @@ class MessageLog:
         while True:
             head = await self.reader.head(session)
             then = head.unstaged(generation)
-            if head.generation == generation:
-                then = msgspec.structs.replace(then, generation=None)
             if await self.exchange(session, head, then):
-                if not then.published(generation):
+                if not then.reaches(generation, 0):
                     await self._sweep_generation(session, generation, 0)
                 return
-
-    async def settle(self, session: str, generation: str) -> bool:
-        """Takes the mark away that `generation` is staged. False: it is no part of the log."""
-        while True:
-            head = await self.reader.head(session)
-            if await self.exchange(session, head, head.unstaged(generation)):
-                return head.published(generation)
 
     async def exchange(self, session: str, old: Head, new: Head) -> bool:
         if old == new:

@@ -26,7 +26,7 @@ class RepairReport(msgspec.Struct, frozen=True, kw_only=True):
     removed_entries: int
     """Index entries that no record calls for."""
     mended_heads: int
-    """Logs that a fork, an import or a truncation was writing. If it crashed, it has to be done again."""
+    """Forks, imports and truncations that were under way. One that crashed has to be done again where it left nothing."""
     removed_messages: int
     """Keys with messages that were cleared, cut off or deleted, or never came to be part of a log."""
     unreadable: tuple[str, ...]
@@ -37,6 +37,12 @@ async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sess
     """See `Persistence.repair`."""
     added = removed = mended = 0
     unreadable: dict[str, None] = {}
+    async for keys in _pages(storage, "heads"):
+        for key in keys:
+            try:
+                mended += await sessions.mend_head(key.partition(":")[2])
+            except CorruptValueError:
+                unreadable[key] = None
     for repository in repositories:
         table = repository.table
         async for keys in _pages(storage, table.shape.name):
@@ -45,6 +51,8 @@ async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sess
             found = await storage.get_items(wanted, MISSING)
             for key in {wanted[entry]: None for entry, mark in found.items() if mark is MISSING}:
                 added += await table.mend(key, documents[key])
+            for key in [key for key, document in documents.items() if document is MISSING]:
+                mended += await table.settle(key)
         async for entries in _pages(storage, f"{INDEX}:{table.shape.name}"):
             marks = await storage.get_items(entries, MISSING)
             documents = await _documents(table, {table.shape.entered(entry): None for entry in entries}, {})
@@ -52,12 +60,6 @@ async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sess
                 key = table.shape.entered(entry)
                 if key in documents and entry not in table.shape.entries(documents[key]):
                     removed += await table.drop(key, {entry: mark})
-    async for keys in _pages(storage, "heads"):
-        for key in keys:
-            try:
-                mended += await sessions.mend_head(key.partition(":")[2])
-            except CorruptValueError:
-                unreadable[key] = None
     return RepairReport(
         added_entries=added,
         removed_entries=removed,
@@ -78,7 +80,7 @@ async def _documents(table: Table[Any], keys: Iterable[str], unreadable: dict[st
     """What is stored, `MISSING` where nothing is, without what can't be read."""
     keys = list(keys)
     try:
-        documents = await table.storage.get_items(keys, MISSING)
+        documents = await table.get_many(keys)
     except CorruptValueError:  # one of them is not even JSON
         documents = {}
         for key in keys:

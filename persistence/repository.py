@@ -58,7 +58,7 @@ class Repository(Generic[R]):
 
     async def exists(self, record_id: str) -> bool:
         """Whether there is a record."""
-        return await self.table.storage.has_item(self.table.shape.key(record_id))
+        return await self.table.has(self.table.shape.key(record_id))
 
     async def update(self, record_id: str, change: Callable[[R], R]) -> R:
         """Stores what `change` makes of the stored record, and `updated_at`. Returns it as stored.

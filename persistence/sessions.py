@@ -12,9 +12,10 @@ from kvstore.errors import CorruptValueError, InvalidValueError
 from kvstore.storage import Storage
 from kvstore.values import MISSING, now_ms
 from persistence.errors import ConflictError
-from persistence.head import Entry, Head, head_key
+from persistence.head import Entry, head_key
 from persistence.log import MessageLog
 from persistence.messages import Message, encode_message
+from persistence.pending import SessionTable
 from persistence.records import AT_SAVE, Session
 from persistence.repository import Page, Repository
 from persistence.shape import id_segment
@@ -27,9 +28,12 @@ class Sessions(Repository[Session]):
     task made its calls; calls that are made together without waiting keep their order too.
     """
 
+    table: SessionTable
+
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage, Session)
         self._log = MessageLog(storage)
+        self.table = SessionTable(storage, self._log)
 
     # Messages
 
@@ -154,11 +158,7 @@ class Sessions(Repository[Session]):
                 return self.table.shape.record(key, document)
 
     async def _fork(self, session: str, key: str, document: dict[str, Any], entries: Sequence[Entry]) -> bool:
-        """Publishes log and record. False: others were faster.
-
-        Where that can't be one commit the log comes first, marked as staged until there is a record, so that `repair` knows
-        what a crash left.
-        """
+        """Publishes log and record. False: others were faster."""
         log = self._log
         if not entries:
             head = (await log.new_head(session)).value
@@ -166,14 +166,10 @@ class Sessions(Repository[Session]):
         staged = await log.stage(session, await log.new_head(session), entries)
         if staged is None:
             return False
-        generation = staged.staged[-1]
-        published = msgspec.structs.replace(staged, generation=generation)
-        if not await self.table.swap(key, MISSING, document, {head_key(session): (staged.value, published.value)}):
-            await log.withdraw(session, generation)
-            return False
-        if not await log.settle(session, generation):  # a repair that came before the record took it for a crash's leftovers
-            await log.write(session, entries)
-        return True
+        if await self.table.publish(key, document, staged):
+            return True
+        await log.withdraw(session, staged.staged[-1])
+        return False
 
     async def sweep(self) -> int:
         """Removes what is part of no log any more. Returns how many keys."""
@@ -184,13 +180,14 @@ class Sessions(Repository[Session]):
 
         False: there are none.
         """
-        log = self._log
-        head = then = await log.reader.head(session)
-        for generation in head.staged:
-            then = then.unstaged(generation)
-            if head.published(generation) and not await self.table.storage.has_item(f"{self.table.shape.name}:{session}"):
-                then = Head()
-        return head != then and await log.exchange(session, head, then)
+        log, marked = self._log, False
+        while (head := await log.reader.head(session)).staged or head.forked is not None:
+            marked = True
+            await self.table.settle(f"{self.table.shape.name}:{session}")
+            # Only if it is the head that was there before the record was settled, else the mark may be that of a later fork.
+            if await log.exchange(session, head, msgspec.structs.replace(head, staged=(), forked=None)):
+                break
+        return marked
 
 
 def _count(name: str, count: int | None) -> int | None:

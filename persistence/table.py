@@ -47,6 +47,16 @@ class Table(Generic[R]):
     async def get(self, key: str) -> Any:
         return await self.storage.get_item(key, MISSING)
 
+    async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        return await self.storage.get_items(keys, MISSING)
+
+    async def has(self, key: str) -> bool:
+        return await self.storage.has_item(key)
+
+    async def settle(self, key: str) -> bool:
+        """Ends a change of this record that was begun and is seen by nobody, or by all. False: there is none."""
+        return False
+
     async def swap(
         self, key: str, old: object, new: object, also: Also | None = None, entered: dict[str, object] | None = None
     ) -> bool:
@@ -124,7 +134,7 @@ class Table(Generic[R]):
         size = _PAGE if limit is None else min(limit + 1, _PAGE)
         while True:
             entries = await self.storage.get_keys(base, limit=size, after=after, reverse=True)
-            documents = await self.storage.get_items(map(self.shape.entered, entries), MISSING)
+            documents = await self.get_many(map(self.shape.entered, entries))
             for place, entry in enumerate(entries):
                 key = self.shape.entered(entry)
                 if self._belongs(entry, documents[key], filters):

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from persistence_helpers import KINDS, Store, crashes, ids, image, message, run, session
+from persistence_helpers import (
+    KINDS,
+    Crashing,
+    Store,
+    Wrapped,
+    assert_clean,
+    crashes,
+    ids,
+    image,
+    message,
+    run,
+    session,
+)
 
-from persistence import Container, Persistence
+from kvstore import BackendUnavailable, Driver, Expect, Write
+from persistence import ConflictError, Container, Persistence, RecordNotFoundError
 
 
 @pytest.fixture(params=KINDS)
@@ -131,25 +145,182 @@ def test_P4_a_crash_while_a_log_is_truncated_or_cleared(stores: Callable[[], Sto
 
 
 def test_P4_a_crash_while_a_session_is_forked(stores: Callable[[], Store]) -> None:
-    everything = ["m0", "m1", "a", "b"]
-
-    async def prepare(persistence: Persistence) -> None:
-        await persistence.sessions.save(session("s1"))
-        await persistence.sessions.write_messages("s1", [message("m0"), message("m1")])
-        await persistence.sessions.add_messages("s1", [message("a"), message("b"), message("c")])
-
-    async def act(persistence: Persistence) -> None:
-        await persistence.sessions.fork("s1", "s2", image_id="i2", through="b")
-
     async def check(persistence: Persistence, done: bool) -> None:
-        assert await log(persistence) == [*everything, "c"]
-        exists = await persistence.sessions.exists("s2")
-        assert [session.session_id for session in await persistence.sessions.list(image_id="i2")] == ["s2"] * exists
-        if exists:
-            assert await log(persistence, "s2") == everything
+        assert await log(persistence) == [*FORKED, "c"]
+        exists = await fork_is_whole_or_not_there(persistence)
         assert exists or not done
 
-    assert run(crashes(stores, prepare, act, check)) >= 3
+    assert run(crashes(stores, prepare_fork, fork, check)) >= 3
+
+
+FORKED = ["m0", "m1", "a", "b"]
+
+
+async def prepare_fork(persistence: Persistence) -> None:
+    await persistence.sessions.save(session("s1"))
+    await persistence.sessions.write_messages("s1", [message("m0"), message("m1")])
+    await persistence.sessions.add_messages("s1", [message("a"), message("b"), message("c")])
+
+
+async def fork(persistence: Persistence) -> None:
+    await persistence.sessions.fork("s1", "s2", image_id="i2", through="b")
+
+
+async def fork_is_whole_or_not_there(persistence: Persistence) -> bool:
+    """And so says every call."""
+    exists = await persistence.sessions.exists("s2")
+    assert (await persistence.sessions.get("s2") is not None) == exists
+    assert await names_of_sessions(persistence, "i2") == ["s2"] * exists
+    assert await log(persistence, "s2") == FORKED * exists
+    return exists
+
+
+async def append(persistence: Persistence, existed: bool) -> None:
+    assert await persistence.sessions.add_message("s2", message("mine")) == len(FORKED) * existed
+    await persistence.repair()
+    assert await log(persistence, "s2") == [*FORKED * existed, "mine"]
+    assert await persistence.sessions.exists("s2") == existed
+
+
+async def fork_again(persistence: Persistence, existed: bool) -> None:
+    try:
+        await fork(persistence)
+        assert not existed
+    except ConflictError:
+        assert existed
+    assert await fork_is_whole_or_not_there(persistence)
+
+
+async def save(persistence: Persistence, existed: bool) -> None:
+    await persistence.sessions.save(session("s2", image_id="i3"))
+    assert await names_of_sessions(persistence, "i3") == ["s2"]
+    assert await names_of_sessions(persistence, "i2") == []
+    assert await log(persistence, "s2") == FORKED * existed
+
+
+async def update(persistence: Persistence, existed: bool) -> None:
+    try:
+        await persistence.sessions.update("s2", lambda session: session)
+        assert existed
+    except RecordNotFoundError:
+        assert not existed
+    assert await fork_is_whole_or_not_there(persistence) == existed
+
+
+async def delete(persistence: Persistence, existed: bool) -> None:
+    assert await persistence.sessions.delete("s2") or not existed
+    assert not await fork_is_whole_or_not_there(persistence)
+
+
+async def clear(persistence: Persistence, existed: bool) -> None:
+    assert await persistence.sessions.clear_messages("s2") == len(FORKED) * existed
+    assert await log(persistence, "s2") == []
+    assert await persistence.sessions.exists("s2") == existed
+
+
+async def truncate(persistence: Persistence, existed: bool) -> None:
+    if existed:
+        for number in range(40):  # so often that what is kept is copied to a generation of its own
+            await persistence.sessions.add_message("s2", message(f"x{number}"))
+            assert await persistence.sessions.truncate_after("s2", "b") == 1
+    assert await fork_is_whole_or_not_there(persistence) == existed
+
+
+async def names_of_sessions(persistence: Persistence, image_id: str) -> list[str]:
+    return [session.session_id for session in await persistence.sessions.list(image_id=image_id)]
+
+
+AFTER_A_FORK = [append, fork_again, save, update, delete, clear, truncate]
+After = Callable[[Persistence, bool], Coroutine[Any, Any, None]]
+
+
+@pytest.mark.parametrize("then", AFTER_A_FORK)
+@pytest.mark.parametrize("stores", ["steps", "fs", "sqlite"], indirect=True)
+def test_P4_what_is_done_after_a_fork_that_crashed_holds_and_a_repair_leaves_it(
+    stores: Callable[[], Store], then: After
+) -> None:
+    async def main() -> None:
+        for steps in itertools.count():
+            store = stores()
+            async with store.open() as before:
+                await prepare_fork(before)
+            done = True
+            async with store.open(lambda driver, steps=steps: Crashing(driver, steps)) as during:  # type: ignore[misc]
+                try:
+                    await fork(during)
+                except BackendUnavailable:
+                    done = False
+            async with store.open() as after:
+                existed = await fork_is_whole_or_not_there(after)
+                await then(after, existed)
+                seen = await log(after, "s2"), await after.sessions.get("s2"), await names_of_sessions(after, "i2")
+                await after.repair()
+                assert seen == (await log(after, "s2"), await after.sessions.get("s2"), await names_of_sessions(after, "i2"))
+            await assert_clean(store)
+            if done:
+                return
+
+    run(main())
+
+
+class Meanwhile(Wrapped):
+    """Lets something else happen before one of its steps."""
+
+    def __init__(self, inner: Driver, steps: int, happen: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        super().__init__(inner)
+        self.left = steps
+        self.happen = happen
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        self.left -= 1
+        if self.left == -1:
+            await self.happen()
+        return await super().write(writes, expect)
+
+
+async def repair(persistence: Persistence, existed: bool) -> None:
+    await persistence.repair()
+    assert await fork_is_whole_or_not_there(persistence) == existed
+
+
+@pytest.mark.parametrize("then", [*AFTER_A_FORK, repair])
+@pytest.mark.parametrize("stores", ["steps", "fs", "sqlite"], indirect=True)
+def test_P4_what_comes_between_two_steps_of_a_fork_holds(stores: Callable[[], Store], then: After) -> None:
+    async def main() -> None:
+        for steps in itertools.count():
+            store = stores()
+            async with store.open() as other:
+                await prepare_fork(other)
+                seen: list[Any] = []
+
+                async def happen(other: Persistence = other, seen: list[Any] = seen) -> None:
+                    existed = await fork_is_whole_or_not_there(other)
+                    await then(other, existed)
+                    seen += [existed, await log(other, "s2"), await other.sessions.get("s2")]
+
+                async with store.open(lambda driver, n=steps, happen=happen: Meanwhile(driver, n, happen)) as forking:  # type: ignore[misc]
+                    try:
+                        await fork(forking)
+                        forked = True
+                    except ConflictError:
+                        forked = False
+                if not seen:
+                    assert await fork_is_whole_or_not_there(other)
+                    return
+                existed, messages, record = seen
+                if existed:
+                    assert forked, "who has been seen is not taken back"
+                if existed or not forked:
+                    assert await log(other, "s2") == messages
+                    assert await other.sessions.get("s2") == record
+                else:
+                    assert await fork_is_whole_or_not_there(other)
+                    assert messages == []
+                    assert record is None
+                await other.repair()
+            await assert_clean(store)
+
+    run(main())
 
 
 def test_P4_a_crash_while_a_whole_log_is_written(stores: Callable[[], Store]) -> None:
@@ -169,10 +340,6 @@ def test_P4_a_crash_while_a_whole_log_is_written(stores: Callable[[], Store]) ->
 
 
 def test_a_log_whose_writing_crashed_can_be_written_again_without_a_repair(tmp_path: Path) -> None:
-    from persistence_helpers import Crashing
-
-    from kvstore import BackendUnavailable
-
     async def main() -> None:
         store = Store("memory", tmp_path)
         async with store.open(lambda driver: Crashing(driver, 2)) as persistence:

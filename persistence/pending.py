@@ -1,0 +1,121 @@
+"""Pending: the record of a session that is being forked, on a driver where it can't change in one commit with the log.
+
+It is stored as `[generation, record]` before that generation is published, and belongs to nobody until the head says that
+it was, in `forked`. So a fork with all its messages appears at one exchange of the head; whoever changes the head before
+that has stopped it; and a crash leaves a record that can be seen to be dead or alive. Generations never come back, so no
+other log brings a dead one to life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from kvstore.errors import CorruptValueError
+from kvstore.storage import Storage
+from kvstore.values import MISSING, NEVER
+from persistence.head import Head, head_key
+from persistence.log import MessageLog
+from persistence.records import Session
+from persistence.shape import Shape
+from persistence.table import Also, Table, one_commit
+
+
+class Pending(NamedTuple):
+    """What is stored in place of a record."""
+
+    generation: str
+    document: dict[str, Any]
+
+
+def parse_pending(stored: Any) -> Pending | None:
+    """None for what is none: a record, nothing, or what can't be read."""
+    match stored:
+        case [str() as generation, dict() as document]:
+            return Pending(generation, document)
+    return None
+
+
+class SessionTable(Table[Session]):
+    """Sessions: who reads sees a pending record where it is alive, who writes settles it first."""
+
+    def __init__(self, storage: Storage, log: MessageLog) -> None:
+        super().__init__(storage, Shape(Session))
+        self._log = log
+
+    async def get(self, key: str) -> Any:
+        while True:
+            stored = await super().get(key)
+            pending = parse_pending(stored)
+            if pending is None:
+                return stored
+            if (await self._head(key)).forked == pending.generation:
+                return pending.document
+            if await super().get(key) == stored:  # else it was settled before the head was read
+                return MISSING
+
+    async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        found = await super().get_many(keys)
+        return {key: stored if parse_pending(stored) is None else await self.get(key) for key, stored in found.items()}
+
+    async def has(self, key: str) -> bool:
+        try:
+            return await self.get(key) is not MISSING
+        except CorruptValueError:
+            return True
+
+    async def swap(
+        self, key: str, old: object, new: object, also: Also | None = None, entered: dict[str, object] | None = None
+    ) -> bool:
+        if await super().swap(key, old, new, also, entered):
+            return True
+        await self.settle(key)
+        return False
+
+    async def publish(self, key: str, document: dict[str, Any], staged: Head) -> bool:
+        """Stores a record with the generation staged last as its log, at one moment. False: others were faster."""
+        session, generation = _session(key), staged.staged[-1]
+        published = staged.published(generation)
+        entries = self.shape.entries(document)
+        if one_commit(self.storage, [key, head_key(session), *entries]):
+            return await self.swap(key, MISSING, document, {head_key(session): (staged.value, published.value)})
+        mark = await self._enter(entries)
+        done = await self.storage.compare_and_set(key, MISSING, [generation, document], NEVER)
+        done = done and await self._log.exchange(session, staged, msgspec.structs.replace(published, forked=generation))
+        await self.settle(key)
+        if not done:
+            await self.drop(key, dict.fromkeys(entries, mark))
+        return done
+
+    async def settle(self, key: str) -> bool:
+        session, cas = _session(key), self.storage.compare_and_set
+        while pending := parse_pending(stored := await super().get(key)):
+            head = await self._head(key)
+            if head.forked == pending.generation:
+                if await cas(key, stored, pending.document, NEVER):
+                    await self.mend(key, pending.document)  # a repair may have come before the head did
+                    await self._forget(key, pending.generation)
+                    return True
+            elif pending.generation in head.staged:  # it may come to life yet, but not after this
+                await self._log.exchange(session, head, head.unstaged(pending.generation))
+            else:
+                marks = await self.storage.get_items(self.shape.entries(pending.document), MISSING)
+                if await cas(key, stored, MISSING):
+                    await self.drop(key, marks)
+                    return True
+        return False
+
+    async def _forget(self, key: str, generation: str) -> None:
+        """Takes the mark off the head that a fork was published, once its record is no longer pending."""
+        while (head := await self._head(key)).forked == generation:
+            if await self._log.exchange(_session(key), head, msgspec.structs.replace(head, forked=None)):
+                return
+
+    async def _head(self, key: str) -> Head:
+        return await self._log.reader.head(_session(key))
+
+
+def _session(key: str) -> str:
+    return key.partition(":")[2]
