@@ -272,6 +272,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("memory", "steps")])
 def test_P4_four_processes_with_200_messages_each_on_one_session(kind: str, tmp_path: Path) -> None:
     tests = str(Path(__file__).parent)
+    Store(kind, tmp_path).driver()  # starts the server here, else each process would start one of its own
     processes = []
     for name in "abcd":
         code = WRITER.format(tests=tests, kind=kind, path=str(tmp_path), name=name)
