@@ -61,11 +61,22 @@ def _fold(key: str) -> str:
     return folded
 
 
-def normalize_base(base: str) -> str:
-    """Like `normalize_key`, where `""` (or separators only) means everything."""
+def normalize_below(prefix: str, key: str) -> str:
+    """The whole key of `key` below `prefix`; the rules are those of the whole one, of which `$meta` may be a later segment."""
+    if not prefix or not isinstance(key, str) or not key.strip(":/"):
+        return normalize_key(key)
+    try:
+        return normalize_key(prefix + key)
+    except InvalidKeyError as error:
+        error.key = key
+        raise
+
+
+def normalize_base(base: str, prefix: str = "") -> str:
+    """Like `normalize_below`, where `""` (or separators only) means everything below `prefix`."""
     if isinstance(base, str) and not base.strip(":/"):
-        return ""
-    return normalize_key(base)
+        return prefix.removesuffix(":")
+    return normalize_below(prefix, base)
 
 
 def join_key(*parts: str) -> str:

@@ -220,6 +220,8 @@ class MountTable:
             raise ClosedError("the storage is closed", mount=mount.base)
         if any(other.prefix == mount.prefix for other in self._mounts):
             raise ConfigError("something is mounted here already; unmount it first", mount=mount.base)
+        if places := [other.base for other in self._mounts if other.driver is mount.driver]:
+            raise ConfigError(f"this driver is mounted at {places[0]!r} already; make another one", mount=mount.base)
         self._arrange([*self._mounts, mount])
 
     def remove(self, base: str) -> Mount:

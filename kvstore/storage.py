@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, overload
 
 from kvstore.driver import NOT_NOW, PAGE, Stat, Write
 from kvstore.errors import InvalidKeyError, InvalidValueError, KVStoreError, UnsupportedOperation
-from kvstore.keys import below, normalize_base, normalize_key
+from kvstore.keys import below, normalize_base, normalize_below
 from kvstore.listing import pages
 from kvstore.mount import Mount, MountTable, Route
 from kvstore.resolve import DriverSpec, resolve_driver
@@ -86,14 +86,14 @@ class Storage:
         `ttl` is the mount's default; `read_only` refuses every write; the other options are the driver's. Raises
         `ConfigError` for a base that is taken, or an option that neither the mount nor the driver has.
         """
-        base = normalize_base(self._prefix + base) if base else self._prefix.rstrip(":")
+        base = normalize_base(base, self._prefix)
         instance = resolve_driver(driver, options)
         self._table.add(Mount(base, instance, self._table.watchers, ttl=ttl, read_only=read_only))
         return self
 
     async def unmount(self, base: str, close: bool = True) -> None:
         """Takes the mount at `base` away, and closes its driver unless `close` is False."""
-        mount = self._table.remove(normalize_base(self._prefix + base))
+        mount = self._table.remove(normalize_base(base, self._prefix))
         if close:
             await mount.aclose()
 
@@ -446,11 +446,10 @@ class Storage:
     # Inside
 
     def _whole(self, key: str) -> str:
-        normalized = normalize_key(key)
-        return normalize_key(self._prefix + normalized) if self._prefix else normalized
+        return normalize_below(self._prefix, key)
 
     def _below(self, base: str) -> str:
-        return self._prefix + below(normalize_base(base))
+        return below(normalize_base(base, self._prefix))
 
     def _locate(self, key: str) -> Route:
         """The mount that keeps `key`, and the key as its driver has it."""

@@ -14,8 +14,11 @@ from kvstore import (
     ReadOnlyError,
     Storage,
     UnsupportedOperation,
+    copy,
     create_storage,
     prefix_storage,
+    restore_snapshot,
+    snapshot,
 )
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.testing import FakeClock
@@ -59,9 +62,21 @@ async def test_a_base_is_mounted_once() -> None:
         with pytest.raises(ConfigError) as caught:
             storage.mount(base, "memory")
         assert caught.value.mount == base.strip("/").replace("/", ":")
-    for base in ("..", "a:.", "\0", "$meta"):
+    for base in ("..", "a:.", "\0", "$meta", 5, None, b"a"):
         with pytest.raises(InvalidKeyError):
-            storage.mount(base, "memory")
+            storage.mount(base, "memory")  # type: ignore[arg-type]
+        with pytest.raises(InvalidKeyError):
+            await storage.unmount(base)  # type: ignore[arg-type]
+
+
+@in_loop
+async def test_a_driver_is_mounted_once() -> None:
+    driver = MemoryDriver()
+    storage = create_storage().mount("a", driver)
+    with pytest.raises(ConfigError, match="'a'"):
+        storage.mount("b", driver)
+    await storage.unmount("a", close=False)
+    assert await storage.mount("b", driver).get_keys() == []
 
 
 @in_loop
@@ -285,6 +300,39 @@ async def test_prefixes_add_up_and_the_whole_key_is_what_has_to_be_legal() -> No
             await inner.get_item(key)  # type: ignore[arg-type]
     everything = prefix_storage(storage, "")
     assert await everything.get_keys() == ["a:b:c:d"]
+
+
+@in_loop
+async def test_meta_is_reserved_as_the_first_segment_of_a_whole_key_and_legal_below_a_prefix() -> None:
+    """K2, K3."""
+    storage, other = create_storage(), create_storage()
+    await storage.set_items({"a:$meta:x": 1, "a:b": 2})
+    inner = prefix_storage(storage, "a")
+
+    assert await inner.get_item("$meta:x") == 1
+    assert [item async for item in inner.iter_items()] == [("$meta:x", 1), ("b", 2)]
+    assert await inner.get_keys("$meta") == ["$meta:x"]
+    assert await prefix_storage(inner, "$meta").get_keys() == ["x"]
+    assert await snapshot(storage, "a") == {"$meta:x": 1, "b": 2}
+    await restore_snapshot(other, await snapshot(storage, "a"), "a")
+    assert await copy(storage, other, "a") == 2
+    assert await other.get_keys() == ["a:$meta:x", "a:b"]
+    inner.mount("$meta", "memory")
+    assert await inner.set_item("$meta:y", 3) is None
+    for refused in (storage, prefix_storage(storage, "")):
+        with pytest.raises(InvalidKeyError) as caught:
+            await refused.get_item("$meta:x")
+        assert caught.value.key == "$meta:x"
+
+
+@in_loop
+async def test_an_illegal_key_below_a_prefix_is_named_as_it_was_asked_for() -> None:
+    """E1."""
+    inner = prefix_storage(create_storage(), "a")
+    for key in ("b:..", "x" * 1023, "\0"):
+        with pytest.raises(InvalidKeyError) as caught:
+            await inner.get_item(key)
+        assert caught.value.key == key
 
 
 @in_loop
