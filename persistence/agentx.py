@@ -18,9 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from kvstore.errors import BackendError, ConfigError, CorruptValueError, KVStoreError
+from kvstore.errors import (
+    BackendError,
+    ConfigError,
+    CorruptValueError,
+    InvalidKeyError,
+    InvalidValueError,
+    KVStoreError,
+)
 from kvstore.storage import Storage
 from kvstore.values import MISSING, decode
+from persistence.errors import ConflictError
 from persistence.messages import encode_message
 from persistence.persistence import Persistence
 from persistence.records import Container, Image, Session
@@ -35,6 +43,8 @@ _KINDS: dict[str, tuple[str, Shape[Any]]] = {
     "images": ("imageId", Shape(Image)),
     "sessions": ("sessionId", Shape(Session)),
 }
+# What can be wrong with one record or log. Any other error is the source's or the target's, and ends the import.
+_ITS_OWN_FAULT = (InvalidKeyError, InvalidValueError, CorruptValueError, ConflictError)
 _OURS = re.compile(r"(?:(.*?):)?(?:containers|images|sessions|messages|idx):")
 
 
@@ -89,7 +99,8 @@ async def import_agentx(
         strict: Raise `CorruptValueError` for the first thing that can't be read, before anything is written, rather than
             report it and import the rest.
 
-    Messages that are here in part are completed; a log that went on otherwise is reported and left.
+    Messages that are here in part are completed; a log that went on otherwise is reported and left. Where the source or the
+    target fails as a whole, it raises (`BackendError`, `ReadOnlyError`, …), and can be run again.
     """
     store = await read_agentx(source, base=base)
     if strict and store.problems:
@@ -106,7 +117,7 @@ async def import_agentx(
     for session_id, messages in store.messages.items():
         try:
             await _import_messages(target, session_id, messages, report)
-        except KVStoreError as error:
+        except _ITS_OWN_FAULT as error:
             report.problems.append(Problem(f"messages:{session_id}", error.message))
     return report
 
@@ -126,7 +137,7 @@ async def _import_record(
             setattr(report, kind, getattr(report, kind) + 1)
         else:
             report.problems.append(Problem(key, "there is another record with this id; it was left as it is"))
-    except KVStoreError as error:
+    except _ITS_OWN_FAULT as error:
         report.problems.append(Problem(key, error.message))
 
 
@@ -187,7 +198,7 @@ def _sorted_out(texts: Mapping[str, str | None]) -> AgentXStore:
                 document = _record(text, *_KINDS[kind])
                 if found[kind].setdefault(document[_KINDS[kind][0]], document) is not document:
                     raise CorruptValueError("another record has the same id")
-            except KVStoreError as error:
+            except _ITS_OWN_FAULT as error:
                 store.problems.append(Problem(key, error.message))
         elif kind == "messages":
             lists[key] = text
@@ -219,14 +230,14 @@ def _messages(key: str, text: str | None, problems: list[Problem]) -> list[dict[
         values = _json(text)
         if not isinstance(values, list):
             raise CorruptValueError("the value is no array of messages")
-    except KVStoreError as error:
+    except _ITS_OWN_FAULT as error:
         problems.append(Problem(key, error.message))
         return messages
     for place, value in enumerate(values):
         try:
             encode_message(value)
             messages.append(value)
-        except KVStoreError as error:
+        except _ITS_OWN_FAULT as error:
             problems.append(Problem(key, f"message {place}: {error.message}"))
     return messages
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from persistence_helpers import Crashing
 from running import in_loop
 
-from kvstore import BackendError, ConfigError, CorruptValueError, create_storage
+from kvstore import BackendError, ClosedError, ConfigError, CorruptValueError, KVStoreError, ReadOnlyError, create_storage
+from kvstore.drivers.memory import MemoryDriver
 from persistence import Persistence, Session, create_persistence, import_agentx
 from persistence.__main__ import exported
 from persistence.agentx import AgentXStore, read_agentx, rewritten
@@ -427,3 +429,19 @@ def test_P6_an_import_that_was_stopped_anywhere_is_completed_by_the_next(tmp_pat
     while asyncio.run(main(passes)):
         passes += 3
     assert passes
+
+
+@in_loop
+async def test_E1_a_target_that_is_away_closed_or_read_only_is_an_error_and_no_list_of_problems() -> None:
+    away = create_persistence(Crashing(MemoryDriver(), 5))
+    closed = create_persistence("memory")
+    await closed.aclose()
+    read_only = create_persistence(create_storage("memory", read_only=True))
+    targets: list[tuple[Persistence, type[KVStoreError]]] = [
+        (away, BackendError),
+        (closed, ClosedError),
+        (read_only, ReadOnlyError),
+    ]
+    for target, error in targets:
+        with pytest.raises(error):
+            await import_agentx(texts(), target)

@@ -112,6 +112,11 @@ def test_a_file_that_is_no_store_is_said(tmp_path: Path, capsys: Output) -> None
     assert "nothing" in failed(capsys, "list", "--store", "nothing://here")
 
 
+def test_a_store_that_is_away_is_said_in_a_line(source: str, capsys: Output) -> None:
+    for arguments in (["import", source, "--into"], ["list", "--store"], ["export", "--store"]):
+        assert "Redis can't be reached" in failed(capsys, *arguments, "redis://127.0.0.1:1/0")
+
+
 def test_control_characters_of_a_message_do_not_reach_the_terminal(store: str, capsys: Output) -> None:
     async def fill() -> None:
         async with create_persistence("sqlite", path=store) as persistence:
