@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from kvstore.coalesce import Coalescer, backend_error
@@ -47,7 +47,7 @@ class Mount:
         self.read_only = read_only
         self._watchers = watchers
         self._sweeper = Sweeper(driver)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._updates: set[tuple[asyncio.Task[Any] | None, str]] = set()
         self._coalescer: Coalescer | None = None
         # A driver that never waits is called directly.
         calls: Driver | Coalescer = driver
@@ -111,12 +111,20 @@ class Mount:
         async with self._coalescer.turn([key], mutates=True) as turn:
             yield partial(self._coalescer.read, turn=turn), partial(self._coalescer.write, turn=turn)
 
-    @asynccontextmanager
-    async def lock(self, key: str) -> AsyncIterator[None]:
-        """One at a time in this process, so that tasks that update one key do not undo each other's work again and again."""
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
+    @contextmanager
+    def updating(self, key: str) -> Iterator[None]:
+        """Inside, the function of this task's update of `key` may wait."""
+        update = asyncio.current_task(), key
+        self._updates.add(update)
+        try:
             yield
+        finally:
+            self._updates.remove(update)
+
+    def check_update(self, key: str) -> None:
+        """Raises in the function of an update of `key`: each would undo the other for ever."""
+        if self._updates and (asyncio.current_task(), key) in self._updates:
+            raise UnsupportedOperation("a function that updates a key can't update this very key inside")
 
     def watched(self) -> None:
         """Called when the first listener came or the last one went."""

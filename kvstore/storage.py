@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from random import random
 from typing import Any, Self, TypeVar, overload
 
 from kvstore.driver import NOT_NOW, PAGE, Stat, Write
@@ -34,6 +36,8 @@ from kvstore.watch import Listener
 
 ROUTES = 10_000
 """How many keys a storage remembers the mounts of: some 2 MB at the most."""
+MAX_BACK_OFF = 1.0
+"""Seconds that an update waits at the most before it tries again."""
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -207,12 +211,14 @@ class Storage:
         """Stores what `fn` makes of the value (`default`, which may be `MISSING`, where there is none), and returns it.
 
         No other writer comes in between: where one was faster, `fn` runs again on what it wrote. `fn` may be async, and
-        removes the key by returning `MISSING`.
+        removes the key by returning `MISSING`. It may update other keys, but to write this one would make it run again for
+        ever: an update of it inside is an `UnsupportedOperation`.
         """
         mount = None
         try:
             mount, inner = self._locate(key)
             mount.check(conditional=True)
+            mount.check_update(inner)
             mount.expiry(ttl)
             absent = MISSING if default is MISSING else encode(default)
 
@@ -231,13 +237,16 @@ class Storage:
                         break
                     if await write_alone([write(new)], {inner: data}) is not None:
                         return new
-            # It may wait, for this very key even: the others go on. Tasks that wait alike take turns, or they would undo
-            # each other's work again and again.
-            async with mount.lock(inner):
+            # It may wait, for other updates even: the others go on.
+            with mount.updating(inner):
+                lost, began = 0, time.monotonic()
                 while True:
                     new = await new if inspect.isawaitable(new) else new
                     if await mount.write([write(new)], {inner: data}) is not None:
                         return new
+                    # One of a crowd gets through each time, so the others come back at times of their own.
+                    await asyncio.sleep(random() * min(MAX_BACK_OFF, (time.monotonic() - began) * 2**lost))
+                    lost, began = min(lost + 1, 16), time.monotonic()
                     (data,) = await mount.read((inner,))
                     new = made(data)
         except KVStoreError as error:
