@@ -9,7 +9,7 @@ from typing import Any
 
 from kvstore.coalesce import MAX_BATCH_BYTES
 from kvstore.driver import PAGE, Stat, Write
-from kvstore.errors import KVStoreError, UnsupportedOperation
+from kvstore.errors import InvalidValueError, KVStoreError, UnsupportedOperation
 from kvstore.mount import Mount
 from kvstore.storage import Storage, prefix_storage
 
@@ -30,13 +30,18 @@ async def copy(source: Storage, target: Storage, base: str = "", *, into: str | 
     They come below `into`, by default `base`, in `target`. Without `overwrite`, a key that is there stays as it is.
     Each value comes with the expiry and metadata that it had, while others write too; some megabytes are held at a time.
 
-    Raises `UnsupportedOperation` where a driver can't tell or keep an expiry or custom metadata that is to be copied.
+    Where `into` lies below `base` in one storage, what lies below `into` is left out: a backup does not hold itself.
+
+    Raises `UnsupportedOperation` where a driver can't tell or keep an expiry or custom metadata that is to be copied, and
+    `InvalidValueError`, before anything is touched, where `base` lies below `into` and would have to be copied over itself.
     """
     origin = prefix_storage(source, base)
     goal = prefix_storage(target, base if into is None else into)
+    inside = await _inside(origin, goal)
     copied, after = 0, None
-    while keys := await origin.get_keys(limit=PAGE, after=after):
-        after = keys[-1]
+    while page := await origin.get_keys(limit=PAGE, after=after):
+        after = page[-1]
+        keys = page if inside is None else [key for key in page if not key.startswith(inside)]
         while keys:
             stats = await _stats(origin, keys)
             some = _share(stats)
@@ -50,6 +55,19 @@ async def copy(source: Storage, target: Storage, base: str = "", *, into: str | 
             # What was written meanwhile is read again; what is gone has no stat the next time.
             keys = [key for key in stats if key not in entries]
     return copied
+
+
+async def _inside(origin: Storage, goal: Storage) -> str | None:
+    """The prefix in `origin` of what a copy to `goal` would write there itself, if any."""
+    if origin._table is not goal._table or origin._prefix == goal._prefix:
+        return None
+    if goal._prefix.startswith(origin._prefix):
+        return goal._prefix[len(origin._prefix) :]
+    if origin._prefix.startswith(goal._prefix):
+        over = origin._prefix[len(goal._prefix) :].removesuffix(":")
+        if keys := await origin.get_keys(over, limit=1):
+            raise InvalidValueError("this key would be copied over another that is to be copied", operation="copy", key=keys[0])
+    return None
 
 
 def _share(stats: Mapping[str, Stat]) -> list[str]:

@@ -12,11 +12,13 @@ from kvstore import (
     Capabilities,
     CorruptValueError,
     InvalidKeyError,
+    InvalidValueError,
     ReadOnlyError,
     Storage,
     UnsupportedOperation,
     copy,
     create_storage,
+    prefix_storage,
     restore_snapshot,
     snapshot,
 )
@@ -109,6 +111,35 @@ async def test_a_copy_goes_below_another_base() -> None:
     assert await target.get_keys() == ["1", "b:2", "x:y:1", "x:y:b:2"]
     assert await copy(source, source, "a", into="backup") == 2
     assert await source.get_keys() == ["a", "a:1", "a:b:2", "backup:1", "backup:b:2"]
+
+
+@in_loop
+async def test_a_copy_into_a_base_of_its_own_storage_does_not_copy_what_it_writes() -> None:
+    storage = create_storage().mount("far", "memory")
+    before = {f"a:{number:04}": number for number in range(2500)} | {"far:1": 1, "z": 2}
+    await storage.set_items(before)
+    for _ in range(2):  # nor what an earlier one wrote
+        assert await copy(storage, storage, into="m") == len(before)
+    assert await copy(storage, prefix_storage(storage, "far:m")) == 2 * len(before)
+
+    assert await storage.count() == 4 * len(before)
+    assert await snapshot(storage, "m") == before
+    assert await copy(storage, storage, "a", into="b") == await copy(storage, storage, "a") == 2500
+
+
+@in_loop
+async def test_a_copy_to_a_base_above_that_would_overwrite_what_it_copies_is_refused_before_anything_is_touched() -> None:
+    storage = create_storage()
+    await storage.set_items({"a:b:1": 1, "a:b:b": 2})
+    assert await copy(storage, storage, "a:b", into="a") == 2
+    assert await snapshot(storage) == {"a:1": 1, "a:b": 2, "a:b:1": 1, "a:b:b": 2}
+
+    await storage.set_item("a:b:b:1", "other")
+    before = await snapshot(storage)
+    with pytest.raises(InvalidValueError) as caught:
+        await copy(storage, storage, "a:b", into="a")
+    assert (caught.value.operation, caught.value.key) == ("copy", "b:1")
+    assert await snapshot(storage) == before
 
 
 @in_loop
