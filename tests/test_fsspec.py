@@ -40,6 +40,7 @@ from kvstore.testing import DriverSuite, FakeClock
 
 # In the environment, so that the processes that a test starts find the same objects.
 MINE = "kvstore-test-" + os.environ.setdefault("KVSTORE_TEST_S3_RUN", token_hex(4))
+SLOW = rounds(1) == 1
 server = pytest.mark.server
 
 
@@ -77,7 +78,7 @@ def _leave_nothing() -> Iterator[None]:
 class TestS3(DriverSuite):
     """A call takes moto and botocore 5 ms."""
 
-    slow = rounds(1) == 1
+    slow = SLOW
 
     def make_driver(self, path: Path) -> FsspecDriver:
         return FsspecDriver(below(path), timeout=60.0)
@@ -108,12 +109,16 @@ class TestS3(DriverSuite):
 class TestMemory(DriverSuite):
     """Objects that are replaced as a whole, of this process alone."""
 
+    slow = SLOW  # a call takes a thread, and a listing looks at everything
+
     def make_driver(self, path: Path) -> FsspecDriver:
         return FsspecDriver(f"memory://{path}")
 
 
 class TestFiles(DriverSuite):
     """Files and directories."""
+
+    slow = SLOW
 
     def make_driver(self, path: Path) -> FsspecDriver:
         return FsspecDriver(fs=DirFileSystem(str(path), LocalFileSystem()), path="store")

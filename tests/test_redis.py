@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from outside import leaves_the_loop_free
 from redis.asyncio import Redis
 from running import in_loop
 from servers import redis as servers
-from servers.process import free_port, new_directory
+from servers.process import certificate, free_port, new_directory
 
 from kvstore import (
     BackendTimeout,
@@ -294,18 +293,14 @@ def test_a_unix_socket_and_a_user_of_few_rights() -> None:
 def test_TLS_is_checked(tmp_path: Path) -> None:
     @in_loop
     async def main() -> None:
-        folder = new_directory()
-        key, certificate = str(folder / "key.pem"), str(folder / "cert.pem")
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
-        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        made, key = await asyncio.to_thread(certificate)
         tls_port = free_port()
-        options = ["--tls-port", str(tls_port), "--tls-cert-file", certificate, "--tls-key-file", key]
+        options = ["--tls-port", str(tls_port), "--tls-cert-file", str(made), "--tls-key-file", str(key)]
         try:
-            server, _ = servers.start(*options, "--tls-ca-cert-file", certificate, "--tls-auth-clients", "no")
+            server, _ = servers.start(*options, "--tls-ca-cert-file", str(made), "--tls-auth-clients", "no")
         except RuntimeError as error:
             pytest.skip(f"this server was built without TLS: apt-get install redis-server ({str(error)[-80:]!r})")
-        async with create_storage(f"rediss://127.0.0.1:{tls_port}?ssl_ca_certs={certificate}") as storage:
+        async with create_storage(f"rediss://127.0.0.1:{tls_port}?ssl_ca_certs={made}") as storage:
             await storage.set_item("key", 1)
             assert await storage.get_item("key") == 1
         async with create_storage(f"rediss://127.0.0.1:{tls_port}") as storage:

@@ -16,7 +16,7 @@ import pytest
 from outside import leaves_the_loop_free
 from running import in_loop
 from servers import mysql, postgresql
-from servers.process import Server, new_directory
+from servers.process import Server, certificate
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from kvstore import (
@@ -404,20 +404,16 @@ def test_a_wrong_password_and_a_wrong_database_are_unavailable_and_said(kind: Ki
 def test_TLS_is_checked(kind: Kind) -> None:
     @in_loop
     async def main() -> None:
-        folder = new_directory()
-        key, certificate = folder / "key.pem", folder / "cert.pem"
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        made, key = await asyncio.to_thread(certificate)
         if kind.name == "postgresql":
             owner = postgresql.user()
-            for file in (folder, key, certificate):
+            for file in (made.parent, key, made):
                 os.chown(file, -1 if owner is None else owner, -1)
-            server, port = await asyncio.to_thread(kind.start, "ssl=on", f"ssl_cert_file={certificate}", f"ssl_key_file={key}")
-            right, wrong = f"?sslmode=verify-full&sslrootcert={certificate}", "?sslmode=verify-full"
+            server, port = await asyncio.to_thread(kind.start, "ssl=on", f"ssl_cert_file={made}", f"ssl_key_file={key}")
+            right, wrong = f"?sslmode=verify-full&sslrootcert={made}", "?sslmode=verify-full"
         else:
-            server, port = await asyncio.to_thread(kind.start, f"--ssl-cert={certificate}", f"--ssl-key={key}")
-            right, wrong = f"?ssl_ca={certificate}", "?ssl=true"
+            server, port = await asyncio.to_thread(kind.start, f"--ssl-cert={made}", f"--ssl-key={key}")
+            right, wrong = f"?ssl_ca={made}", "?ssl=true"
         async with create_storage(kind.private(port) + right) as storage:
             await storage.set_item("key", 1)
             assert await storage.get_item("key") == 1
