@@ -30,10 +30,11 @@ def open_storage(source: str | os.PathLike[str] | Mapping[str, Any] | None = Non
     driver's options. In texts `${NAME}` is the environment variable of that name, `${NAME:-text}` the text where it is not
     set, `$$` a `$`. Relative paths are relative to the working directory. A key that no mount holds is refused.
 
-    Raises `ConfigError` for what is wrong, naming the file and the mount.
+    Raises `ConfigError` for what is wrong, naming the file or the variable, and the mount.
     """
-    where = "the mapping"
+    where = ""
     if source is None:
+        where = ENVIRONMENT
         source = os.environ.get(ENVIRONMENT)
         if not source:
             raise ConfigError(f"give a file or a mapping, or set {ENVIRONMENT} to the path of a file or to a URL")
@@ -44,18 +45,18 @@ def open_storage(source: str | os.PathLike[str] | Mapping[str, Any] | None = Non
         if "mounts" not in content or isinstance(content["mounts"], str) or "driver" in content["mounts"]:
             content = {"mounts": content}
     else:
-        where = str(source)
-        content = _load(Path(source).expanduser())
-    return _build(content, where)
+        where = ": ".join(filter(None, (where, str(source))))
+        content = _load(Path(source).expanduser(), where)
+    return _build(content, where or "the mapping")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+        raise ConfigError(f"{where} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+        raise ConfigError(f"{where} is not TOML: {error}") from error
 
 
 def _build(content: Mapping[str, Any], where: str) -> Storage:

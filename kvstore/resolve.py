@@ -138,8 +138,13 @@ def _check_options(cls: type[Driver], options: Mapping[str, Any], *, complete: b
             choices = typing.get_args(hints[option]) if typing.get_origin(hints[option]) is Literal else ()
             named = f"; there are {', '.join(map(repr, choices))}" if choices else ""
             raise ConfigError(f"option {option!r} is wrong: {error}{named}", driver=name) from None
-        except TypeError:
-            continue  # a type that msgspec does not know, such as a path or a client: the driver checks it
+        except TypeError:  # a type that msgspec does not know, such as a path; where it is no class, the driver checks it
+            kinds = [typing.get_origin(kind) or kind for kind in typing.get_args(hints[option]) or (hints[option],)]
+            if all(isinstance(kind, type) for kind in kinds) and not isinstance(value, tuple(kinds)):
+                takes = " | ".join(kind.__name__ for kind in kinds)
+                raise ConfigError(
+                    f"option {option!r} is wrong: Expected `{takes}`, got `{type(value).__name__}`", driver=name
+                ) from None
 
 
 def _closest(name: str, known: list[str]) -> str:

@@ -91,6 +91,19 @@ def test_the_environment_names_a_file_or_a_url(tmp_path: Path, monkeypatch: pyte
             open_storage()
 
 
+def test_what_is_wrong_under_the_environment_variable_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = _write(tmp_path / "bad.toml", '[mounts]\nx = "nowhere"\n')
+    for value, said in (
+        ("nowhere://x", "KVSTORE_CONFIG: there is no driver 'nowhere'"),
+        (str(bad), f"KVSTORE_CONFIG: {bad}: there is no driver 'nowhere'"),
+        (str(tmp_path / "none.toml"), f"KVSTORE_CONFIG: {tmp_path}/none.toml can't be read"),
+    ):
+        monkeypatch.setenv("KVSTORE_CONFIG", value)
+        with pytest.raises(KVStoreError) as caught:
+            open_storage()
+        assert caught.value.message.startswith(said)
+
+
 def test_variables_are_replaced_in_every_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAME", "mem")
     monkeypatch.setenv("WHERE", str(tmp_path))
@@ -125,7 +138,7 @@ def test_variables_are_replaced_in_every_text(tmp_path: Path, monkeypatch: pytes
         ('[mounts]\n"" = { driver = "memory", tll = 60 }\n', "'ttl'"),
         ('[mounts]\n"" = { driver = "memory", ttl = "60" }\n', "ttl"),
         ('[mounts]\n"" = { driver = "memory", read_only = "yes" }\n', "read_only"),
-        ('[mounts]\n"" = { driver = "sqlite", path = 7 }\n', "not int"),
+        ('[mounts]\n"" = { driver = "sqlite", path = 7 }\n', "got `int`"),
         ('[mounts]\n"" = { driver = "sqlite", pth = "a.db" }\n', "'path'"),
         ('[mounts]\n"" = "sqlite"\n', "path"),
         ('[mounts]\na = "memory"\n"/a/" = "memory"\n', "mounted here already"),
@@ -265,6 +278,8 @@ def test_a_client_that_is_not_installed_is_said_with_the_line_that_helps(package
         ("sqlite", {"path": "a", "zzz": 1}, "there is no option 'zzz'"),
         ("sqlite", {}, "'path' is missing"),
         ("sqlite", {"path": "a", "timeout": "5"}, "timeout"),
+        ("sqlite", {"path": 5}, "option 'path' is wrong: Expected `str | PathLike`, got `int`"),
+        ("fs", {"path": None}, "option 'path' is wrong: Expected `str | PathLike`, got `NoneType`"),
         ("sqlite", {"path": "a", "synchronous": "off"}, "synchronous"),
         ("sqlite:///a.db", {"pth": "a"}, "did you mean 'path'"),
         ("memory:", {"x": 1}, "there is no option 'x'"),

@@ -977,7 +977,7 @@ async def test_nothing_is_made_before_the_first_call(path: Path) -> None:
         ({}, "option 'path' is missing"),
         ({"path": ""}, "path is that of a directory, not ''"),
         ({"path": "a\0b"}, "path is that of a directory"),
-        ({"path": 7}, "expected str, bytes or os.PathLike object, not int"),
+        ({"path": 7}, "option 'path' is wrong"),
         ({"path": "x", "fsnc": True}, "no option 'fsnc'; did you mean 'fsync'"),
         ({"path": "x", "fsync": "yes"}, "option 'fsync' is wrong"),
         ({"path": "x", "layout": "tre"}, "layout"),
