@@ -71,7 +71,43 @@ _PLACES = {
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
-__all__ = sorted(_PLACE)
+__all__ = [  # a literal, for type checkers
+    "MISSING",
+    "NEVER",
+    "BackendError",
+    "BackendTimeout",
+    "BackendUnavailable",
+    "Batch",
+    "Capabilities",
+    "ClosedError",
+    "ConfigError",
+    "CorruptValueError",
+    "Driver",
+    "DriverNotFoundError",
+    "Event",
+    "Expect",
+    "InvalidKeyError",
+    "InvalidValueError",
+    "KVStoreError",
+    "Meta",
+    "MissingDependencyError",
+    "Mount",
+    "ReadOnlyError",
+    "Stat",
+    "Storage",
+    "UnsupportedOperation",
+    "Write",
+    "copy",
+    "create_storage",
+    "escape_segment",
+    "join_key",
+    "normalize_key",
+    "open_storage",
+    "prefix_storage",
+    "restore_snapshot",
+    "snapshot",
+    "unescape_segment",
+]
 
 
 def __getattr__(name: str) -> Any:

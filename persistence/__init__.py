@@ -41,7 +41,28 @@ _PLACES = {
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
-__all__ = sorted(_PLACE)
+__all__ = [  # a literal, for type checkers
+    "AssistantMessage",
+    "ConflictError",
+    "Container",
+    "ErrorMessage",
+    "Image",
+    "Kind",
+    "McpServer",
+    "Message",
+    "Page",
+    "Persistence",
+    "Record",
+    "RecordNotFoundError",
+    "RepairReport",
+    "Session",
+    "ToolCallMessage",
+    "ToolResultMessage",
+    "UserMessage",
+    "create_persistence",
+    "import_agentx",
+    "local_persistence",
+]
 
 
 def __getattr__(name: str) -> Any:

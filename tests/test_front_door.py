@@ -1,0 +1,55 @@
+"""What `import` gives: the names, to a program and to a type checker, and soon."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+def run(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *flags, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("package", ["kvstore", "persistence"])
+def test_what_is_named_for_type_checkers_is_what_is_loaded_when_it_is_used(package: str) -> None:
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(module.__file__ or "").read_text())
+    (literal,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    places = {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package)
+        for alias in node.names
+    }
+    assert {name: f"{package}.{place}" for name, place in module._PLACE.items()} == places
+    assert set(literal) == places.keys()
+    assert dir(module) == sorted(literal)
+    for name in literal:
+        assert getattr(module, name) is getattr(importlib.import_module(places[name]), name)
+
+
+@pytest.mark.parametrize("package", ["kvstore", "persistence"])
+def test_a_star_import_gives_every_name_to_a_type_checker(package: str, tmp_path: Path) -> None:
+    name = {"kvstore": "create_storage", "persistence": "create_persistence"}[package]
+    (tmp_path / "program.py").write_text(f"from {package} import *\n\nstore = {name}()\nstore.nonsense\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(tmp_path / "program.py")]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent).stdout
+    assert "Found 1 error" in said
+    assert 'has no attribute "nonsense"' in said
+
+
+@pytest.mark.parametrize("missing", ["pytest", "hypothesis"])
+def test_the_kit_without_its_extra_says_what_to_install(missing: str) -> None:
+    done = run(f"import sys; sys.modules[{missing!r}] = None; import kvstore.testing")
+    assert done.stderr.splitlines()[-1].startswith("ImportError: kvstore.testing needs")
+    assert 'pip install "kvstore[testing]"' in done.stderr
