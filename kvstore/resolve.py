@@ -45,14 +45,22 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
         return spec
     if not isinstance(spec, str):
         raise ConfigError(f"a driver is named by text or given as an instance, not as {type(spec).__name__}")
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|:$)", spec)
-    name = spec if scheme is None else scheme[1].lower().partition("+")[0]
-    cls = _named(_SCHEMES.get(name, name) if scheme else name)
-    _check_options(cls, options, complete=scheme is None)
+    name, is_url = split_spec(spec)
+    cls = _named(name)
+    _check_options(cls, options, complete=not is_url)
     try:
-        return cls(**options) if scheme is None else cls.from_url(spec, **options)
+        return cls.from_url(spec, **options) if is_url else cls(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the driver can't be made with these options: {error}", driver=_short(cls)) from error
+
+
+def split_spec(spec: str) -> tuple[str, bool]:
+    """The name of the driver that a text means, and whether the text is a URL."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|:$)", spec)
+    if scheme is None:
+        return spec, False
+    name = scheme[1].lower().partition("+")[0]
+    return _SCHEMES.get(name, name), True
 
 
 def driver_names() -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from kvstore.driver import Driver
 from kvstore.errors import ConfigError, UnsupportedOperation
 from kvstore.storage import Storage, create_storage
+from persistence.places import placed
 from persistence.repair import RepairReport, repair
 from persistence.repositories import Containers, Images
 from persistence.repository import Records
@@ -72,13 +73,14 @@ class Persistence:
 def create_persistence(driver: str | Driver | Storage = "sqlite", /, **options: Any) -> Persistence:
     """Persistence on one driver, or on a Storage with mounts of your own.
 
-    `driver` is named as for `kvstore.create_storage`: a name, a URL, an instance; `options` are the driver's. `"sqlite"`
-    without a `path` is the file `agentx.db` in the working directory. An instance of a driver or a Storage belongs to the
+    `driver` is named as for `kvstore.create_storage`: a name, a URL, an instance; `options` are the driver's. A name or a URL
+    that does not say where means what the driver's function in `persistence.drivers` does: the file `agentx.db` in the working
+    directory, the table, collection or base `agentx` on a server. An instance of a driver or a Storage belongs to the
     persistence from now on and is closed with it; to keep a Storage open, give `prefix_storage(storage, base)`.
 
     A record and its entries in the lists change at one moment where they lie on one mount whose driver is `atomic`; else in
     steps of which every one leaves a store that reads right. Raises `UnsupportedOperation` for a driver that is not
-    `conditional`, and `ConfigError` for an unknown option.
+    `conditional`, and `ConfigError` for one that can't keep any id and for an unknown option.
     """
     if isinstance(driver, Storage):
         if options:
@@ -86,8 +88,8 @@ def create_persistence(driver: str | Driver | Storage = "sqlite", /, **options: 
         return Persistence(driver)
     if "ttl" in options:
         raise ConfigError("records do not expire: a persistence has no option 'ttl'")
-    if driver == "sqlite":
-        options = {"path": "agentx.db"} | options
+    if isinstance(driver, str):
+        options = placed(driver, options)
     return Persistence(create_storage(driver, **options))
 
 
@@ -110,6 +112,14 @@ def _check(storage: Storage, bases: Iterable[str]) -> None:
             if not mount.capabilities.conditional:
                 raise UnsupportedOperation(
                     "persistence needs a driver that holds conditions against other writers (capabilities.conditional)",
+                    operation="create_persistence",
+                    mount=mount.base,
+                    driver=mount.driver.name,
+                )
+            if not mount.capabilities.every_key:
+                raise ConfigError(
+                    "persistence needs a driver that keeps any key (capabilities.every_key), for an id may be long and of any"
+                    " text" + ("; leave out layout='plain'" if mount.driver.name == "fs" else ""),
                     operation="create_persistence",
                     mount=mount.base,
                     driver=mount.driver.name,

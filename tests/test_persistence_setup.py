@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from persistence_helpers import Steps, Store, Wrapped, assert_clean, ids, image, message, place_on_a_server, run, session
 
-from kvstore import Capabilities, ClosedError, ConfigError, UnsupportedOperation, create_storage, prefix_storage
+from kvstore import Capabilities, ClosedError, ConfigError, Driver, UnsupportedOperation, create_storage, prefix_storage
 from kvstore.drivers.memory import MemoryDriver
 from persistence import Container, Kind, Persistence, Record, create_persistence, local_persistence
 
@@ -85,6 +85,47 @@ def test_P1_so_has_each_server(kind: str, tmp_path: Path) -> None:
     run(main())
 
 
+URLS = {
+    "redis": "redis://localhost:6379/0",
+    "mongodb": "mongodb://localhost:27017/db",
+    "mysql": "mysql://localhost/db",
+    "postgresql": "postgresql://localhost/db",
+}
+
+
+def place(driver: str | Driver, **options: str) -> str:
+    return repr(create_persistence(driver, **options)._storage.get_mount("images:x").driver)
+
+
+@pytest.mark.parametrize("name", URLS)
+def test_P1_a_name_a_url_and_a_function_lead_to_the_same_place(name: str) -> None:
+    url, option = URLS[name], {"redis": "base", "mongodb": "collection"}.get(name, "table")
+    made = getattr(importlib.import_module(f"persistence.drivers.{name}"), f"{name}_driver")
+    usual = {place(made(url)), place(url), place(name, url=url), place(f"kvstore.drivers.{name}", url=url)}
+    assert len(usual) == 1
+    assert "agentx" in usual.pop()
+    asked = f"{url}?{option}=mine"
+    other = {
+        place(made(url, **{option: "mine"})),
+        place(made(asked)),
+        place(url, **{option: "mine"}),
+        place(asked),
+        place(name, url=url, **{option: "mine"}),
+    }
+    assert len(other) == 1
+    assert "mine" in other.pop()
+
+
+@pytest.mark.parametrize("name", ["sqlite", "fs", "diskcache"])
+def test_P1_a_file_is_the_same_by_name_and_by_function(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = getattr(importlib.import_module(f"persistence.drivers.{name}"), f"{name}_driver")
+    assert place(made()) == place(name)
+    assert "agentx" in place(name)
+    url = {"sqlite": "sqlite:///", "fs": "file://", "diskcache": "diskcache://"}[name] + f"{tmp_path}/mine"
+    assert place(made(path=tmp_path / "mine")) == place(name, path=str(tmp_path / "mine")) == place(url)
+
+
 def test_P1_the_local_persistence_is_sqlite_below_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -124,6 +165,15 @@ def test_a_driver_that_is_not_conditional_is_refused() -> None:
     with pytest.raises(UnsupportedOperation, match="conditional"):
         create_persistence(create_storage().mount("messages:deep", Plain()))
     create_persistence(create_storage().mount("cache", Plain()))
+
+
+def test_a_driver_that_cannot_keep_every_id_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"an id may be long.*leave out layout='plain'"):
+        create_persistence("fs", path=str(tmp_path), layout="plain")
+    files = create_storage().mount("assets", "fs", path=str(tmp_path), layout="plain")
+    create_persistence(files)
+    with pytest.raises(ConfigError, match=r"every_key.*mount 'messages:s1'"):
+        create_persistence(files.mount("messages:s1", "fs", path=str(tmp_path), layout="plain"))
 
 
 def test_L1_closing_closes_what_it_was_given_and_nothing_else() -> None:

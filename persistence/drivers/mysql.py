@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore.drivers.mysql import MysqlDriver
+from persistence.places import placed
 
 
-def mysql_driver(url: str, *, table: str = "agentx", **options: Any) -> MysqlDriver:
-    """The driver for `create_persistence`. `table` is made where it is missing; the options are `MysqlDriver`'s."""
-    return MysqlDriver(url, table=table, **options)
+def mysql_driver(url: str, *, table: str | None = None, **options: Any) -> MysqlDriver:
+    """The driver for `create_persistence`. The options are `MysqlDriver`'s, and may stand in the URL's query as well.
+
+    `table` is made where it is missing; it is `agentx` where neither it nor the URL says another.
+    """
+    return MysqlDriver.from_url(url, **placed(url, {"table": table} | options))

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore.drivers.postgresql import PostgresqlDriver
+from persistence.places import placed
 
 
-def postgresql_driver(url: str, *, table: str = "agentx", **options: Any) -> PostgresqlDriver:
-    """The driver for `create_persistence`. `table` is made where it is missing; the options are `PostgresqlDriver`'s."""
-    return PostgresqlDriver(url, table=table, **options)
+def postgresql_driver(url: str, *, table: str | None = None, **options: Any) -> PostgresqlDriver:
+    """The driver for `create_persistence`. The options are `PostgresqlDriver`'s, and may stand in the URL's query as well.
+
+    `table` is made where it is missing; it is `agentx` where neither it nor the URL says another.
+    """
+    return PostgresqlDriver.from_url(url, **placed(url, {"table": table} | options))

@@ -6,11 +6,12 @@ import os
 from typing import Literal
 
 from kvstore.drivers.sqlite import SqliteDriver
+from persistence.places import PLACES
 
 
 def sqlite_driver(
     *,
-    path: str | os.PathLike[str] = "agentx.db",
+    path: str | os.PathLike[str] = PLACES["sqlite"].value,
     synchronous: Literal["full", "normal"] = "full",
     table: str = "kvstore",
     timeout: float = 30.0,
