@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from random import random
+from types import UnionType
 from typing import Any, Self, TypeVar, overload
 
 from kvstore.driver import NOT_NOW, PAGE, Stat, Write
@@ -119,6 +120,8 @@ class Storage:
     async def get_item(self, key: str, default: D, *, type: type[T]) -> T | D: ...
     @overload
     async def get_item(self, key: str, default: None = None, *, type: type[T]) -> T | None: ...
+    @overload
+    async def get_item(self, key: str, default: object = None, *, type: UnionType) -> Any: ...  # how mypy sees `A | B`
     async def get_item(self, key: str, default: Any = None, *, type: Any = None) -> Any:
         """The JSON value of `key`, `default` where there is none; a stored null gives None.
 

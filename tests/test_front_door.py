@@ -16,6 +16,13 @@ def run(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *flags, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
 
 
+def checked(program: str, path: Path) -> str:
+    """What mypy says to it."""
+    (path / "program.py").write_text(program)
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(path), str(path / "program.py")]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent).stdout
+
+
 @pytest.mark.parametrize("package", ["kvstore", "persistence"])
 def test_what_is_named_for_type_checkers_is_what_is_loaded_when_it_is_used(package: str) -> None:
     module = importlib.import_module(package)
@@ -41,11 +48,50 @@ def test_what_is_named_for_type_checkers_is_what_is_loaded_when_it_is_used(packa
 @pytest.mark.parametrize("package", ["kvstore", "persistence"])
 def test_a_star_import_gives_every_name_to_a_type_checker(package: str, tmp_path: Path) -> None:
     name = {"kvstore": "create_storage", "persistence": "create_persistence"}[package]
-    (tmp_path / "program.py").write_text(f"from {package} import *\n\nstore = {name}()\nstore.nonsense\n")
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(tmp_path / "program.py")]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent).stdout
+    said = checked(f"from {package} import *\n\nstore = {name}()\nstore.nonsense\n", tmp_path)
     assert "Found 1 error" in said
     assert 'has no attribute "nonsense"' in said
+
+
+PROGRAM = """
+from dataclasses import dataclass
+
+from kvstore import Storage
+from persistence import Image, Kind, Persistence, Record, create_persistence
+from persistence.drivers.sqlite import sqlite_driver
+
+
+@dataclass
+class User:
+    name: str
+
+
+class Note(Record):
+    __kind__ = Kind("notes", id="note_id")
+
+    note_id: str
+    text: str = ""
+
+
+async def main(storage: Storage, persistence: Persistence) -> None:
+    user: User | None = await storage.get_item("a", type=User)
+    numbers: list[int] = await storage.get_item("b", [], type=list[int])
+    either: User | int | None = await storage.get_item("c", type=User | int)
+    image: Image | None = await persistence.images.get("i1")
+    notes: list[Note] = (await persistence.repository(Note).list()).items
+    message = {"id": "m1", "content": "hi"}
+    await persistence.sessions.add_messages("s1", [message, {"id": "m2", "n": 1}])
+    await storage.get_item("d", type=5)
+
+
+made = create_persistence(sqlite_driver(path="app.db"))
+"""
+
+
+def test_a_program_of_a_user_passes_a_strict_type_checker_but_for_its_fault(tmp_path: Path) -> None:
+    said = checked(PROGRAM, tmp_path)
+    assert "Found 1 error" in said, said
+    assert 'No overload variant of "get_item"' in said
 
 
 @pytest.mark.parametrize("missing", ["pytest", "hypothesis"])
