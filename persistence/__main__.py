@@ -1,4 +1,4 @@
-"""`python -m persistence`: import a store of the original, and look at what is kept."""
+"""Imports a store that AgentX wrote, and looks at what is kept."""
 
 from __future__ import annotations
 
