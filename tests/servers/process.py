@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -106,13 +107,16 @@ def stop_all() -> None:
         _RUNNING.pop().stop()
 
 
-def free_port(below: int = 65536) -> int:
-    """A loopback port that nobody listens on, lower than `below`."""
+def free_port() -> int:
+    """A loopback port that nobody listens on.
+
+    None of those that systems give to whoever connects: while a server is down, its port would go to another program's
+    connection, or to one that tries to reach it and then talks to itself (TCP's simultaneous open).
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < below:
+        port = random.SystemRandom().randrange(10_240, 32_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
             return port
 
 

