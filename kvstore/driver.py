@@ -67,7 +67,7 @@ class Stat(NamedTuple):
     size: int
     """In bytes."""
     etag: str
-    """Differs whenever the value was written in between."""
+    """Differs whenever the value was written in between; without `capabilities.metadata`, whenever the value differs."""
     mtime: int | None = None
     """The last write, in milliseconds since 1970."""
     expires_at: int | None = None
@@ -97,6 +97,11 @@ class Driver(ABC):
     """
 
     capabilities: Capabilities
+    at_root: bool = True
+    """Whether its keys are whole keys. Then one under the first segment `$meta` is none, and so another program's.
+
+    Set by the mount, for drivers whose backend holds what others put there (see `kvstore.keys.is_key`).
+    """
     clock: Callable[[], int] = staticmethod(now_ms)
     """Tells the time in milliseconds since 1970. Tests set it on the instance."""
 

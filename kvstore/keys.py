@@ -9,7 +9,8 @@ from kvstore.errors import InvalidKeyError
 
 MAX_KEY_BYTES = 1024
 
-_RESERVED = "$meta"
+RESERVED = "$meta"
+"""No whole key has this first segment."""
 _ESCAPED = re.compile(r"[%:/\x00$]")
 _ESCAPE = re.compile(r"%[0-9A-F]{2}")
 
@@ -50,8 +51,8 @@ def _fold(key: str) -> str:
         raise InvalidKeyError("'.' and '..' are not segments of a key", key=key)
     if "\0" in folded:
         raise InvalidKeyError("a key can't hold NUL", key=key)
-    if segments[0] == _RESERVED:
-        raise InvalidKeyError(f"the first segment {_RESERVED!r} is reserved", key=key)
+    if segments[0] == RESERVED:
+        raise InvalidKeyError(f"the first segment {RESERVED!r} is reserved", key=key)
     try:
         size = len(folded.encode())
     except UnicodeEncodeError as error:
@@ -70,6 +71,15 @@ def normalize_below(prefix: str, key: str) -> str:
     except InvalidKeyError as error:
         error.key = key
         raise
+
+
+def is_key(text: str, *, at_root: bool) -> bool:
+    """Whether `text` is a key as a driver has it, normalized. Unless `at_root`, its first segment may be `$meta`."""
+    whole = "_" + text[1:] if text.startswith(RESERVED) and not at_root else text
+    try:
+        return normalize_key(whole) == whole
+    except InvalidKeyError:
+        return False
 
 
 def normalize_base(base: str, prefix: str = "") -> str:

@@ -43,6 +43,7 @@ class Mount:
         self.base = base
         self.prefix = below(base)
         self.driver = driver
+        driver.at_root = not base
         self.ttl = ttl
         self.read_only = read_only
         self._watchers = watchers

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,7 @@ from kvstore import (
     Storage,
     UnsupportedOperation,
     create_storage,
+    snapshot,
 )
 from kvstore.drivers.redis import RedisDriver
 from kvstore.testing import DriverSuite
@@ -112,6 +117,86 @@ def test_keys_of_another_program_are_listed_once_the_index_is_rebuilt(tmp_path: 
     main()
 
 
+def test_K2_what_the_driver_keeps_lies_where_no_key_of_a_mount_can(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        name = base(tmp_path)
+        driver = RedisDriver(servers.url(), base=name)
+        async with create_storage().mount("c", driver) as storage, Redis.from_url(servers.url()) as client:
+            await storage.set_items({"c:x": 1, "c:$meta:of:x": {"forged": True}, "c:$meta:index": 2}, ttl=100)
+            await storage.set_meta("c:x", {"a": 1})
+            values = {f"{name}:{key}".encode() for key in ("x", "$meta:of:x", "$meta:index")}
+            own = {f"{name}::$meta:{key}".encode() for key in ("index", "expiring", "written", "of:x")}
+            assert set(await client.keys(f"{name}:*")) == values | own
+            assert await driver.rebuild_index() == 3
+            assert await storage.get_keys() == ["c:$meta:index", "c:$meta:of:x", "c:x"]
+            await storage.remove_item("c:x")
+            assert await storage.get_item("c:$meta:of:x") == {"forged": True}
+
+    main()
+
+
+@asynccontextmanager
+async def others(name: str) -> AsyncIterator[Redis]:
+    """With keys of another program below the base, of which `a` and `a:b` alone are keys."""
+    texts = ["a", "a:b", "user/1", "a::b", ":a", "a:", "..", "a:.", "$meta", "$meta:x", "x" * 1025, ""]
+    names = [f"{name}:{text}".encode() for text in texts] + [f"{name}:".encode() + b"\xff"]
+    async with Redis.from_url(servers.url()) as client:
+        await client.mset(dict.fromkeys(names, b"1"))
+        yield client
+        await client.delete(*names)
+
+
+def test_R4_of_another_program_what_is_no_key_is_neither_listed_nor_counted_nor_cleared(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        name = base(tmp_path)
+        async with others(name) as client, opened(tmp_path, index=False) as storage:
+            before = set(await client.keys(f"{name}:*"))
+            assert await storage.get_keys() == ["a", "a:b"]
+            assert await storage.count() == 2
+            assert await snapshot(storage) == {"a": 1, "a:b": 1}
+            async with storage.watch():
+                assert await storage.clear("a") == 1
+            assert await storage.clear() == 1
+            assert before - set(await client.keys(f"{name}:*")) == {f"{name}:a".encode(), f"{name}:a:b".encode()}
+
+    main()
+
+
+def test_R3_a_rebuilt_index_holds_what_is_a_key(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = RedisDriver(servers.url(), base=base(tmp_path))
+        async with others(base(tmp_path)) as client, create_storage(driver) as storage:
+            await storage.set_items({"ours": 1, "gone": 2})
+            await client.delete(f"{base(tmp_path)}:gone")
+            assert await driver.rebuild_index() == 3
+            assert await storage.get_keys() == ["a", "a:b", "ours"]
+            assert await storage.clear() == 3
+
+    main()
+
+
+def test_R3_what_is_written_while_the_index_is_rebuilt_is_listed(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = RedisDriver(servers.url(), base=base(tmp_path))
+        async with create_storage(driver) as storage:
+            await storage.set_items({f"old:{number}": number for number in range(3000)})
+
+            async def write() -> None:
+                for number in range(100):
+                    await storage.set_item(f"new:{number}", number)
+                    await storage.remove_item(f"old:{number}")
+
+            await asyncio.gather(write(), *(driver.rebuild_index() for _ in range(5)))
+            assert await storage.count("new") == 100
+            assert await storage.count("old") == 2900
+
+    main()
+
+
 def test_another_type_under_a_key_is_corrupt_by_its_name_and_left(tmp_path: Path) -> None:
     @in_loop
     async def main() -> None:
@@ -140,6 +225,56 @@ def test_W1_changes_by_another_process_are_told_once_and_in_order(tmp_path: Path
             assert told == [Event("update", "a:1"), Event("remove", "a:1"), Event("update", "a:end")]
 
     main()
+
+
+def test_W1_changes_in_another_database_are_not_told(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        other_url = servers.url().rpartition("/")[0] + "/1"
+        other = create_storage(RedisDriver(other_url, base=base(tmp_path)))
+        async with opened(tmp_path) as mine, opened(tmp_path) as same, other, mine.watch() as events:
+            await other.set_item("elsewhere", 1)
+            await same.set_item("here", 1)
+            async with asyncio.timeout(10):
+                assert await anext(events) == Event("update", "here")
+            await other.clear()
+
+    main()
+
+
+def test_W1_E1_a_watch_whose_server_is_gone_ends_with_BackendUnavailable() -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = servers.start()
+        url = f"redis://127.0.0.1:{port}"
+        async with create_storage(url) as storage, create_storage(url) as other, storage.watch() as events:
+            await other.set_item("key", 1)
+            assert await anext(events) == Event("update", "key")
+            server.kill()
+            async with asyncio.timeout(10):
+                with pytest.raises(BackendUnavailable, match="the connection to Redis failed") as caught:
+                    await anext(events)
+            assert (caught.value.operation, caught.value.driver) == ("watch", "redis")
+        server.stop()
+
+    main()
+
+
+def test_L1_an_event_loop_leaves_nothing_open_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    storage = opened(tmp_path)
+
+    async def use(number: int) -> None:
+        await asyncio.gather(*(storage.add_item(f"{number}:{task}", task) for task in range(20)))
+        assert await storage.count() == 20 * (number + 1)
+
+    gc.collect()  # of other tests
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number in range(3):
+            asyncio.run(use(number))
+        asyncio.run(storage.aclose())
+        gc.collect()
+    assert [str(warning.message) for warning in told if warning.category is ResourceWarning] == []
 
 
 def test_L1_a_client_that_was_handed_in_stays_open(tmp_path: Path) -> None:
@@ -252,6 +387,52 @@ def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on() ->
     main()
 
 
+def test_a_server_that_stands_still_while_a_connection_is_opened_again_is_a_timeout_too() -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = servers.start()
+        async with create_storage(f"redis://127.0.0.1:{port}", timeout=0.3) as storage:
+            await storage.set_item("key", 1)
+            server.pause()
+            async with asyncio.timeout(10):
+                for _ in range(3):  # by the connection that there is, and by those that are made in its place
+                    with pytest.raises(BackendTimeout):
+                        await storage.set_item("key", 2)
+            server.resume()
+            await storage.set_item("key", 3)
+            assert await storage.get_item("key") == 3
+        server.stop()
+
+    main()
+
+
+@pytest.mark.parametrize("handed_in", [False, True])
+def test_A3_what_a_cancelled_caller_sent_happens_before_all_later_calls_or_never(tmp_path: Path, handed_in: bool) -> None:
+    @in_loop
+    async def main() -> None:
+        async with Redis.from_url(servers.url()) as client:
+            driver = RedisDriver(client=client, base=base(tmp_path)) if handed_in else None
+            async with create_storage(driver) if driver else opened(tmp_path) as storage:
+                for size in (10, 40_000, 400_000, 2_000_000):
+                    for turns in range(12):
+                        # Several keys are one command, however large.
+                        late = asyncio.create_task(
+                            storage.set_items(dict.fromkeys(("a", "b", "c"), f"late{turns}" + "x" * size))
+                        )
+                        for _ in range(turns):
+                            await asyncio.sleep(0)
+                        late.cancel()
+                        await storage.set_item("b", turns)
+                        assert await storage.get_item("b") == turns
+                        await asyncio.sleep(0.005)
+                        assert await storage.get_item("b") == turns
+                assert [
+                    name for name in await client.keys(f"{base(tmp_path)}::$meta:part:*") if await client.ttl(name) < 0
+                ] == []
+
+    main()
+
+
 def test_a_wrong_password_is_unavailable_and_never_shown() -> None:
     @in_loop
     async def main() -> None:
@@ -345,6 +526,25 @@ def test_Sentinel_leads_to_the_master_and_to_the_next_one() -> None:
     main()
 
 
+def test_E1_a_Sentinel_that_is_not_there_or_knows_no_such_master_is_said_in_a_sentence() -> None:
+    @in_loop
+    async def main() -> None:
+        conf = new_directory() / "sentinel.conf"
+        conf.write_text("")
+        sentinel, port = servers.start_sentinel(conf)
+        nowhere = free_port()
+        for hosts, says in ((f"127.0.0.1:{port}", "they know none"), (f"127.0.0.1:{nowhere}", "not every one can be reached")):
+            async with create_storage(f"redis+sentinel://{hosts}/mymaster") as storage:
+                with pytest.raises(
+                    BackendUnavailable, match=f"the Sentinels at {hosts} name no master 'mymaster': {says}"
+                ) as caught:
+                    await storage.get_item("key")
+                assert len(str(caught.value)) < 250
+        sentinel.stop()
+
+    main()
+
+
 def test_a_slot_of_the_cluster_that_is_moved_amid_writes_loses_nothing(tmp_path: Path) -> None:
     @in_loop
     async def main() -> None:
@@ -428,11 +628,64 @@ def test_a_database_that_is_not_there_is_unavailable_and_said() -> None:
         ({"url": "http://x"}, "starts with redis://"),
         ({"url": "redis://x", "timeout": 0}, "positive"),
         ({"url": "redis://x", "bsae": "x"}, "did you mean 'base'"),
+        ({"url": "redis://x?base=y"}, "as an option beside `url`"),
+        ({"url": "redis://x?db=1"}, "no option 'db' in a Redis URL"),
+        ({"url": "redis://x/1", "cluster": True}, "no database"),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(options: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         create_storage("redis", **options)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://host/abc", "the database in a Redis URL is a number, not 'abc'"),
+        ("redis://host/0/1", "is a number"),
+        ("redis://host:notaport", "the port in a Redis URL is a number"),
+        ("redis://host:99999", "up to 65535"),
+        ("redis://[::1", "host"),
+        ("unix://", "path/of/the/socket"),
+        ("redis+sentinel://host:26379/", "names the service"),
+        ("redis+sentinel://host:26379", "names the service"),
+        ("redis+sentinel://host:26379/mymaster/abc", "is a number"),
+        ("redis+sentinel://host:port/mymaster", "host:port"),
+        ("redis+sentinel://host,,other/mymaster", "host:port"),
+        ("redis://host?ssl_ca_certs=/ca.pem", "starts with rediss://"),
+        ("redis+sentinel://host/mymaster?ssl_ca_certs=/ca.pem", "starts with rediss://"),
+        ("rediss://host?ssl_cert_reqs=maybe", "none, optional or required"),
+    ],
+)
+def test_a_wrong_url_is_refused_before_anything_is_connected(url: str, says: str) -> None:
+    for make in (lambda: create_storage(url), lambda: create_storage("redis", url=url)):
+        with pytest.raises(ConfigError, match=says):
+            make()
+
+
+@pytest.mark.parametrize("url", ["u:p@ss/hunter2@h", "u:p?hunter2@h", "u:p#hunter2@h", "u:hunter2/x@h", ":hunter2:x@h/0"])
+def test_E1_a_password_that_is_not_escaped_is_shown_by_no_error_and_no_driver(url: str) -> None:
+    for scheme in ("redis", "rediss", "redis+sentinel"):
+        try:
+            shown = repr(RedisDriver(f"{scheme}://{url}"))
+        except ConfigError as error:
+            shown = f"{error}{error.__cause__}"
+        assert "hunter2" not in shown
+        assert "ss/" not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("REDIS://User:Pass@Host:1/0", "redis://Host:1/0"),
+        ("Valkey://host", "valkey://host"),
+        ("UNIX:///run/A.sock", "unix:///run/A.sock"),
+        ("Redis+Sentinel://:pass@a,b:2/mymaster/3", "redis+sentinel://a,b:2/mymaster/3"),
+    ],
+)
+def test_a_scheme_is_taken_in_any_case(url: str, shown: str) -> None:
+    storage = create_storage(url)
+    assert repr(storage.get_mount("key").driver) == f"RedisDriver({shown!r}, base='')"
 
 
 @pytest.mark.parametrize("query", ["bsae=x", "index=maybe", "timeout=soon"])

@@ -8,14 +8,15 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, Self
+from urllib.parse import parse_qsl
 
-from kvstore.driver import Capabilities, Driver, Event, Expect, Stat, Write
+from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
 from kvstore.drivers._redis import scripts
-from kvstore.drivers._redis.wire import Wire
+from kvstore.drivers._redis.address import OWN_QUERY, Address, parsed
+from kvstore.drivers._redis.wire import Asked, Wire
 from kvstore.errors import (
     BackendError,
     BackendTimeout,
@@ -25,11 +26,9 @@ from kvstore.errors import (
     KVStoreError,
     MissingDependencyError,
 )
-from kvstore.keys import past
+from kvstore.keys import is_key, past
+from kvstore.lifetime import Lifetime
 from kvstore.values import now_ms
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis, RedisCluster
 
 _CONNECTIONS = 8
 """At once. More are never needed: calls that wait are merged into one. A pool that blocks by itself takes 30 µs a call."""
@@ -38,8 +37,6 @@ _PIECE = 2**19
 _PART_SECONDS = 600
 _KEYS = 4000
 """Read by one command: a script can hand over no more than 8,000."""
-_OWN_QUERY = {"base": str, "index": bool, "cluster": bool, "connect_timeout": float, "timeout": float}
-_TLS_QUERY = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_keyfile_password", "ssl_cert_reqs", "ssl_check_hostname")
 
 
 class RedisDriver(Driver):
@@ -73,27 +70,33 @@ class RedisDriver(Driver):
         for name, seconds in (("connect_timeout", connect_timeout), ("timeout", timeout)):
             if not 0 < seconds < float("inf"):
                 raise ConfigError(f"{name} is a positive number of seconds, not {seconds!r}", driver="redis")
+        settings: Mapping[str, Any] = {}
         if client is not None:
             cluster = hasattr(client, "get_default_node")
-            if _decodes(client):
+            settings = _settings(client)
+            if settings.get("decode_responses"):
                 raise ConfigError("the client decodes what it reads; make it with decode_responses=False", driver="redis")
-        if url is not None and not re.match(r"(redis|rediss|unix|valkey|redis\+sentinel)://", url):
-            raise ConfigError("a Redis URL starts with redis://, rediss://, unix:// or redis+sentinel://", driver="redis")
-        self._url = url
+        self._address = None if url is None else parsed(url)
+        if cluster and self._address is not None and (self._address.service or self._address.db):
+            raise ConfigError("the URL of a Cluster's node has no database and no Sentinel", driver="redis")
         self._given = client
         self._client: Any = client
-        self._wire: Wire | None = None
+        self._wire: Asked | None = None
+        self._open = Lifetime()
         self._cluster = cluster
         self._index = index
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         tag = f"{{{base or 'kvstore'}}}" if cluster else base
         self._prefix = f"{tag}:" if tag else ""
-        # `$meta` is no first segment of a key, so these are no one's values.
-        self._keys = tuple(f"{self._prefix}$meta:{name}" for name in ("index", "expiring", "written"))
-        self._channel = f"{self._prefix}$meta:changes"
+        # Behind an empty segment, which no key has, so these are no one's values.
+        self._own = f"{self._prefix}:$meta:"
+        self._keys = tuple(f"{self._own}{name}" for name in ("index", "expiring", "written"))
+        # All databases of a server have the same channels.
+        db = self._address.db if self._address is not None else settings.get("db") or 0
+        self._channel = f"{self._own}changes:{db}"
         self._writer = token_hex(8)
-        self._arguments = (self._prefix, f"{self._prefix}$meta:of:", self._channel, self._writer, "1" if index else "0")
+        self._arguments = (self._prefix, f"{self._own}of:", self._channel, self._writer, "1" if index else "0")
         self._ahead = 0
         self._room = asyncio.Semaphore(_CONNECTIONS)
         self.clock = self._server_time
@@ -102,29 +105,34 @@ class RedisDriver(Driver):
         )
 
     def __repr__(self) -> str:
-        parts = urlsplit(self._url or "")
-        return f"RedisDriver('{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}', base={self._prefix!r})"
+        address = "a client" if self._address is None else self._address.shown
+        return f"RedisDriver({address!r}, base={self._prefix!r})"
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
-        parts = urlsplit(url)
-        own, others = {}, []
-        for name, value in parse_qsl(parts.query, keep_blank_values=True):
-            if name in _OWN_QUERY:
+        """The options of the driver may stand in the query."""
+        address, _, query = url.partition("?")
+        own: dict[str, Any] = {}
+        others = []
+        for part in filter(None, query.split("&")):
+            [(name, value)] = parse_qsl(part, keep_blank_values=True) or [(part, "")]
+            if name in OWN_QUERY:
                 own[name] = _parsed(name, value)
-            elif name in _TLS_QUERY:
-                others.append(f"{name}={value}")
             else:
-                raise ConfigError(f"there is no option {name!r} in a Redis URL", driver="redis")
-        return cls(url.partition("?")[0] + ("?" + "&".join(others) if others else ""), **(own | options))
+                others.append(part)
+        return cls(address + ("?" + "&".join(others) if others else ""), **(own | options))
 
     # Connecting
 
     async def connect(self) -> None:
         try:
             if self._given is None:
-                self._client = self._made()
-                self._wire = None if self._cluster else Wire(self._client.connection_pool, self._timeout)
+                self._client = client = self._made()
+                self._wire = wire = Asked(client) if self._cluster else Wire(client.connection_pool, self._timeout)
+            else:
+                self._client = client = self._given
+                self._wire = wire = Asked(client)
+            await self._open.begin(partial(_closed, wire, None if self._given is not None else client))
             self._room = asyncio.Semaphore(_CONNECTIONS)
             await self._call(lambda client: client.time())  # connects, which takes its time
             before = now_ms()
@@ -137,40 +145,33 @@ class RedisDriver(Driver):
         except KVStoreError as error:
             raise BackendUnavailable(f"Redis can't be reached: {error.message}") from error.__cause__
 
-    def _made(self) -> Redis | RedisCluster:
+    def _made(self) -> Any:
         from redis.asyncio import Redis, RedisCluster
         from redis.asyncio.retry import Retry
         from redis.asyncio.sentinel import Sentinel
         from redis.backoff import NoBackoff
 
-        assert self._url is not None
-        url = self._url.replace("valkey://", "redis://", 1)
+        assert self._address is not None
         # Nothing is sent twice on its own: a condition whose answer got lost would fail against itself.
         settings: dict[str, Any] = {
             "socket_connect_timeout": self._connect_timeout,
             "socket_timeout": self._timeout,
             "retry": Retry(NoBackoff(), 0),
         }
-        if url.startswith("redis+sentinel://"):
-            parts = urlsplit(url)
-            service, _, db = parts.path.strip("/").partition("/")
-            hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
-            addresses = [(host or port, int(port) if host else 26379) for host, _, port in hosts]
-            if parts.username is not None or parts.password is not None:
-                settings |= {"username": parts.username or None, "password": parts.password}
+        if self._address.service:
+            if self._address.password is not None or self._address.username is not None:
+                settings |= {"username": self._address.username, "password": self._address.password}
             sentinels: Any = Sentinel
             asked = {"socket_connect_timeout": self._connect_timeout, "socket_timeout": self._connect_timeout}
-            master: Redis = sentinels(addresses, sentinel_kwargs=asked, **settings).master_for(service, db=int(db or 0))
-            return master
+            sentinel = sentinels(self._address.sentinels, sentinel_kwargs=asked, **settings)
+            return sentinel.master_for(self._address.service, db=self._address.db)
         if self._cluster:
-            return RedisCluster.from_url(url, **settings)
-        return Redis.from_url(url, **settings)
+            return RedisCluster.from_url(self._address.url, **settings)
+        return Redis.from_url(self._address.url, **settings)
 
     async def aclose(self) -> None:
-        client, self._client, self._wire = self._client, self._given, None
-        if client is not None and self._given is None:
-            with suppress(OSError, RuntimeError):
-                await client.aclose()
+        await self._open.aclose()
+        self._client, self._wire = self._given, None
 
     def _server_time(self) -> int:
         return now_ms() + self._ahead
@@ -196,31 +197,24 @@ class RedisDriver(Driver):
         """A copy, in pieces: as one, a large value holds the event loop while it is parsed."""
         part = self._part()
         pieces: list[bytes] = []
-        if not await self._call(lambda client: client.copy(self._prefix + key, part), [key]):
+        if not await self._run(scripts.COPY, (self._prefix + key, part), _PART_SECONDS, about=[key]):
             return None
-        await self._call(lambda client: client.expire(part, _PART_SECONDS))
         while not pieces or len(pieces[-1]) == _PIECE:
-            pieces.append(await self._piece(part, len(pieces) * _PIECE))
-        await self._call(lambda client: client.delete(part))
+            at = len(pieces) * _PIECE
+            pieces.append(await self._command("GETRANGE", part, at, at + _PIECE - 1))
+        await self._command("DEL", part)
         return b"".join(pieces)
 
     async def _sent(self, data: bytes) -> str:
         """Sends a large value in pieces. Returns the name that it lies under."""
         part = self._part()
         for start in range(0, len(data), _PIECE):
-            await self._append(part, data[start : start + _PIECE])
-            await self._call(lambda client: client.expire(part, _PART_SECONDS))
+            piece = data[start : start + _PIECE]
+            await self._run(scripts.APPEND, (part,), start, piece, _PART_SECONDS, writes=True)
         return part
 
-    async def _piece(self, part: str, at: int) -> bytes:
-        data: bytes = await self._call(lambda client: client.getrange(part, at, at + _PIECE - 1))
-        return data
-
-    async def _append(self, part: str, data: bytes) -> None:
-        await self._call(lambda client: client.append(part, data), writes=True)
-
     def _part(self) -> str:
-        return f"{self._prefix}$meta:part:{token_hex(8)}"
+        return f"{self._own}part:{token_hex(8)}"
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
         conditions: list[Any] = []
@@ -247,6 +241,8 @@ class RedisDriver(Driver):
         return [bool(there[key]) for key in keys]
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
+        if len(keys) == 1:
+            return [bool(await self._command("EXISTS", self._prefix + keys[0]))]
         async with self._client.pipeline(transaction=False) as pipeline:
             for key in keys:
                 pipeline.exists(self._prefix + key)
@@ -302,14 +298,21 @@ class RedisDriver(Driver):
         channel = self._client.pubsub()
         try:
             await self._call(lambda _: channel.subscribe(self._channel))
-            await channel.get_message(timeout=self._timeout)  # the subscription
+            await self._call(lambda _: channel.get_message(timeout=self._timeout))  # the subscription
             yield self._events(channel, prefix)
         finally:
             with suppress(Exception):  # it may be what failed
                 await channel.aclose()
 
     async def _events(self, channel: Any, prefix: str) -> AsyncIterator[Event]:
-        async for message in channel.listen():
+        from redis.exceptions import RedisError
+
+        messages = channel.listen()
+        while True:
+            try:
+                message = await anext(messages)
+            except (RedisError, OSError) as error:
+                raise self._error(error) from error
             if message["type"] == "message":
                 writer, *changes = message["data"].decode().split("\0")
                 for change in changes if writer != self._writer else ():
@@ -318,30 +321,26 @@ class RedisDriver(Driver):
 
     async def rebuild_index(self) -> int:
         """Makes the index what the database holds: keys of other programs are listed from now on. Returns how many keys."""
-        keys = await self._scanned("")
-        async with self._client.pipeline(transaction=True) as pipeline:
-            pipeline.delete(*self._keys)
-            for start in range(0, len(keys), 1000):
-                pipeline.zadd(self._keys[0], dict.fromkeys(keys[start : start + 1000], 0))
-            await self._call(lambda _: pipeline.execute())
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for key in keys:
-                pipeline.pexpiretime(self._prefix + key)
-            times = await self._call(lambda _: pipeline.execute())
-        expiring = {key: at for key, at in zip(keys, times, strict=True) if at > 0}
-        if expiring:
-            await self._call(lambda client: client.zadd(self._keys[1], expiring))
-        return len(keys)
+        keys = {*await self._scanned("")}
+        after: str | None = None
+        while page := await self.scan("", after=after, limit=PAGE, reverse=False):
+            keys.update(page)
+            after = page[-1]
+        ordered, total = sorted(keys), 0
+        for start in range(0, len(ordered), PAGE):
+            total += await self._script(scripts.REINDEX, *ordered[start : start + PAGE], writes=True)
+        return total
 
     async def _scanned(self, prefix: str) -> list[str]:
+        """The keys there are, whoever wrote them: of another program's texts those that are keys."""
         literal = re.sub(r"([*?\[\]\\^])", r"\\\1", self._prefix + prefix)
-        own = f"{self._prefix}$meta:".encode()
 
         async def collect(client: Any) -> set[bytes]:
             return {name async for name in client.scan_iter(match=f"{literal}*", count=1000, _type="string")}
 
-        found = await self._call(collect)
-        return [name[len(self._prefix.encode()) :].decode() for name in found if not name.startswith(own)]
+        cut = len(self._prefix.encode())
+        texts = [name[cut:].decode(errors="surrogateescape") for name in await self._call(collect)]
+        return [text for text in texts if is_key(text, at_root=self.at_root)]
 
     async def _script(self, script: str, *arguments: Any, about: Sequence[str] = (), writes: bool = False) -> Any:
         return await self._run(script, self._keys, *self._arguments, *arguments, about=about, writes=writes)
@@ -361,32 +360,59 @@ class RedisDriver(Driver):
     async def _command(self, *command: Any, about: Sequence[str] = (), writes: bool = False) -> Any:
         wire = self._wire
         if wire is None:
-            return await self._call(lambda client: client.execute_command(*command), about, writes=writes)
-        return await self._call(lambda _: wire.ask(*command), about, writes=writes)
+            raise BackendUnavailable("the connection was closed")
+        return await self._call(lambda _: wire.ask(*command, writes=writes), about, writes=writes)
 
     async def _call(self, call: Callable[[Any], Any], about: Sequence[str] = (), *, writes: bool = False) -> Any:
-        from redis import exceptions
+        from redis.exceptions import RedisError
 
         if self._client is None:
             raise BackendUnavailable("the connection was closed")
-        done = "; whether anything was written is not known" if writes else ""
         began = time.monotonic()
         try:
             async with self._room:
                 return await call(self._client)
-        except (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError) as error:
-            raise BackendUnavailable(f"Redis refuses the login or the command: {error}") from error
-        except (TimeoutError, exceptions.TimeoutError) as error:
+        except (RedisError, OSError) as error:  # OSError: TimeoutError too
+            raise self._error(error, about, time.monotonic() - began, writes=writes) from error
+
+    def _error(
+        self, error: Exception, about: Sequence[str] = (), seconds: float = 0.0, *, writes: bool = False
+    ) -> KVStoreError:
+        """What redis-py says, as an error of the tree."""
+        from redis import exceptions
+
+        done = "; whether anything was written is not known" if writes else ""
+        if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError):
+            return BackendUnavailable(f"Redis refuses the login or the command: {error}")
+        if isinstance(error, TimeoutError | exceptions.TimeoutError):
             if "connecting" in str(error):
-                raise BackendUnavailable(f"no connection to Redis in {self._connect_timeout:g} seconds") from error
-            raise BackendTimeout(f"Redis did not answer in {time.monotonic() - began:.1f} seconds{done}") from error
-        except (exceptions.ConnectionError, exceptions.ClusterDownError, OSError) as error:
-            raise BackendUnavailable(f"the connection to Redis failed: {error}{done}") from error
-        except exceptions.RedisError as error:
-            if "WRONGTYPE" in str(error):
-                key = about[0] if len(about) == 1 else None
-                raise CorruptValueError("another program keeps no string under this key", key=key) from error
-            raise BackendError(f"Redis: {error}") from error
+                return BackendUnavailable(f"no connection to Redis in {self._connect_timeout:g} seconds{done}")
+            return BackendTimeout(f"Redis did not answer in {seconds:.1f} seconds{done}")
+        if type(error).__name__ == "MasterNotFoundError":
+            assert self._address is not None
+            return BackendUnavailable(_no_master(self._address, str(error)))
+        if isinstance(error, exceptions.ConnectionError | exceptions.ClusterDownError | OSError):
+            return BackendUnavailable(f"the connection to Redis failed: {error}{done}")
+        if "WRONGTYPE" in str(error):
+            key = about[0] if len(about) == 1 else None
+            return CorruptValueError("another program keeps no string under this key", key=key)
+        return BackendError(f"Redis: {error}")
+
+
+async def _closed(wire: Asked, client: Any) -> None:
+    """Closes a client of our own, once what is left of cancelled callers is over."""
+    await wire.aclose()
+    if client is not None:
+        await client.aclose()
+        manager: Any = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+        for sentinel in manager.sentinels if manager is not None else ():
+            await sentinel.aclose()
+
+
+def _no_master(address: Address, said: str) -> str:
+    asked = ", ".join(f"{host}:{port}" for host, port in address.sentinels)
+    why = "not every one can be reached" if " : " in said else "they know none"
+    return f"the Sentinels at {asked} name no master {address.service!r}: {why}; nothing was written"
 
 
 def _stat(size: int, digest: bytes, written: bytes, expires_at: int, custom: bytes | None = None) -> Stat:
@@ -404,14 +430,15 @@ def _digest(script: str) -> str:
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
-def _decodes(client: Any) -> bool:
+def _settings(client: Any) -> Mapping[str, Any]:
+    """What a client that was handed in was made with."""
     pool: Any = getattr(client, "connection_pool", None)
     settings: Mapping[str, Any] = pool.connection_kwargs if pool is not None else getattr(client, "connection_kwargs", {})
-    return bool(settings.get("decode_responses"))
+    return settings
 
 
 def _parsed(name: str, value: str) -> Any:
-    kind = _OWN_QUERY[name]
+    kind = OWN_QUERY[name]
     try:
         return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
     except (KeyError, ValueError):

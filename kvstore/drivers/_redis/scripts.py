@@ -149,6 +149,18 @@ return found
 """`ARGV`: what stands before every key; the most bytes to give at once; the keys. For each its value, nothing, the size of a
 larger one, or -1 where it is no string."""
 
+APPEND = """
+if redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return redis.error_reply('ERR a part of the value was lost') end
+redis.call('APPEND', KEYS[1], ARGV[2])
+return redis.call('EXPIRE', KEYS[1], ARGV[3])
+"""
+"""`ARGV`: how long it has to be so far, the next piece, and for how many seconds to keep it."""
+
+COPY = """
+if redis.call('COPY', KEYS[1], KEYS[2]) == 0 then return 0 end
+return redis.call('EXPIRE', KEYS[2], ARGV[1])
+"""
+
 TOUCH = (
     _HEAD
     + _EXPIRE
@@ -238,3 +250,27 @@ return keys
 )
 
 SWEEP = _HEAD + _TOGETHER + _PURGE + "purge() return redis.call('ZRANGE', expiring, 0, 0, 'WITHSCORES')"
+
+REINDEX = (
+    _HEAD
+    + _TOGETHER
+    + """
+local gone = {}
+for at = 6, #ARGV do
+    local expires_at = redis.call('PEXPIRETIME', prefix .. ARGV[at])
+    if expires_at == -2 then
+        gone[#gone + 1] = ARGV[at]
+    else
+        redis.call('ZADD', index, 0, ARGV[at])
+        if expires_at > 0 then
+            redis.call('ZADD', expiring, expires_at, ARGV[at])
+        else
+            redis.call('ZREM', expiring, ARGV[at])
+        end
+    end
+end
+forget(gone)
+return #ARGV - 5 - #gone
+"""
+)
+"""`ARGV`: keys that may be there. One that is written or removed meanwhile stays what the index says of it."""

@@ -1,26 +1,66 @@
-"""redis-py's connections, kept and written to directly: by its client a command takes 20 µs more, by its timer 15.
+"""How a command goes to the server, so that of a cancelled caller's command nothing happens after later ones.
 
-Only for one server or Sentinel, with connections of our own. A cluster's client, or one that was handed in, is asked itself.
+On a client that was handed in, or a Cluster's, by the client itself (`Asked`). Else on redis-py's connections, kept and written
+to directly (`Wire`): by its client a command takes 20 µs more, by its timer 15.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
+_SMALL = 2**15
+"""Bytes that a connection takes at once: asyncio holds a writer up from 64 KiB on."""
 
-class Wire:
-    """Sends one command on each of as many connections as are asked at once."""
+
+class Asked:
+    """Asks a client of redis-py. A command goes on when its caller is cancelled, and later ones wait for its end."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._left: set[asyncio.Task[Any]] = set()  # whose callers were cancelled
+
+    async def ask(self, *command: Any, writes: bool = False) -> Any:
+        """The answer to `command`. `writes`: it matters when it happens."""
+        if self._left:
+            await asyncio.wait(self._left)
+        call = self._client.execute_command(*command)
+        return await (self._finished(call) if writes else call)
+
+    async def aclose(self) -> None:
+        if self._left:
+            await asyncio.wait(self._left)
+
+    async def _finished(self, call: Coroutine[Any, Any, Any]) -> Any:
+        task = asyncio.create_task(call)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._leave(task)
+            raise
+
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        self._left.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._left.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody waits for it any more
+
+
+class Wire(Asked):
+    """Sends one command on each of as many connections of `pool` as are asked at once. `timeout`: seconds for an answer."""
 
     def __init__(self, pool: ConnectionPool, timeout: float) -> None:
+        super().__init__(None)
         self._pool = pool
         self._timeout = timeout
         self._idle: list[AbstractConnection] = []
-        self._left: set[asyncio.Task[None]] = set()  # answers whose callers were cancelled
         self._pack: Callable[[tuple[Any, ...]], bytes] | None
         try:
             from hiredis import pack_command
@@ -29,32 +69,55 @@ class Wire:
         else:
             self._pack = pack_command
 
-    async def ask(self, *command: Any) -> Any:
-        """The answer to `command`. If the caller is cancelled, later commands wait until the server has answered this one."""
+    async def ask(self, *command: Any, writes: bool = False) -> Any:
         if self._left:
             await asyncio.wait(self._left)
         connection = await self._connected()
+        packed = connection.pack_command(*command) if self._pack is None else [self._pack(command)]
+        if len(packed) > 1 or len(packed[0]) > _SMALL:
+            return await self._finished(self._exchanged(connection, packed))
+        # In the caller's own task, which saves 20 µs. It can be cancelled only after all was sent.
+        timer = asyncio.timeout(self._timeout)
         try:
-            packed = connection.pack_command(*command) if self._pack is None else [self._pack(command)]
-            async with asyncio.timeout(self._timeout):
+            async with timer:
                 await connection.send_packed_command(packed, check_health=False)
                 answer = await connection.read_response(disconnect_on_error=False)
         except asyncio.CancelledError:
-            task = asyncio.create_task(self._drain(connection))
-            self._left.add(task)
-            task.add_done_callback(self._left.discard)
+            self._leave(asyncio.create_task(self._answered(connection, timer.when())))
             raise
         except BaseException as error:
-            await self._returned(connection, error)
+            await self._failed(connection, error)
             raise
         self._idle.append(connection)
         return answer
+
+    async def _exchanged(self, connection: AbstractConnection, packed: list[bytes]) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await connection.send_packed_command(packed, check_health=False)
+                answer = await connection.read_response(disconnect_on_error=False)
+        except BaseException as error:
+            await self._failed(connection, error)
+            raise
+        self._idle.append(connection)
+        return answer
+
+    async def _answered(self, connection: AbstractConnection, until: float | None) -> None:
+        """Reads the answer that nobody waits for."""
+        try:
+            async with asyncio.timeout_at(until):
+                await connection.read_response(disconnect_on_error=False)
+        except BaseException as error:
+            await self._failed(connection, error)
+            raise
+        self._idle.append(connection)
 
     async def _connected(self) -> AbstractConnection:
         while self._idle:
             connection = self._idle.pop()
             if connection.is_connected and not await self._hung_up(connection):
                 return connection
+            connection.socket_timeout = self._timeout  # for when it is opened again, which says more than one word
             await self._pool.release(connection)
         pool: Any = self._pool
         fresh: AbstractConnection = await pool.get_connection()
@@ -74,18 +137,11 @@ class Wire:
             await connection.disconnect(nowait=True)
         return unasked
 
-    async def _drain(self, connection: AbstractConnection) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await connection.read_response(disconnect_on_error=False)
-        except BaseException as error:
-            await self._returned(connection, error)
-        else:
-            self._idle.append(connection)
-
-    async def _returned(self, connection: AbstractConnection, error: BaseException) -> None:
+    async def _failed(self, connection: AbstractConnection, error: BaseException) -> None:
+        """Of a connection that failed, or was left amid an answer, the next command makes a new one."""
         from redis.exceptions import ResponseError
 
-        if not isinstance(error, ResponseError):  # after which the next command can be sent
-            await connection.disconnect(nowait=True)
+        lost = [] if isinstance(error, ResponseError) else [connection, *self._idle]  # after a failover all lead nowhere
         self._idle.append(connection)
+        for one in lost:
+            await one.disconnect(nowait=True)
