@@ -7,8 +7,10 @@ from functools import partial
 
 from kvstore.driver import PAGE
 from kvstore.errors import KVStoreError
-from kvstore.keys import after_all, below
+from kvstore.keys import RESERVED, after_all, below, past
 from kvstore.mount import Mount, MountTable
+
+_RESERVED_END = past(below(RESERVED))
 
 
 class _Stream:
@@ -60,6 +62,9 @@ class _Stream:
             self._after = last
             if self._masked or self._depth is not None:
                 keys = [key for key in keys if self._hidden(key) is None]
+            # Below a mount `$meta` is a segment like any other. Here such a key is another program's, or none of ours to see.
+            if not self.mount.prefix and min(found[0], found[-1]) < _RESERVED_END and max(found[0], found[-1]) >= RESERVED:
+                keys = [key for key in keys if key != RESERVED and not key.startswith(below(RESERVED))]
             self._page = keys[::-1]
         self.head = self._page[-1]
         return True

@@ -30,6 +30,7 @@ from kvstore import (
     UnsupportedOperation,
     create_storage,
     normalize_key,
+    snapshot,
 )
 from kvstore.drivers._fs.footer import Footer, read_footer, tail
 from kvstore.drivers._fs.paths import tree_path
@@ -686,6 +687,25 @@ async def test_keys_that_can_not_be_spelled_are_refused_and_nothing_is_touched(p
 
 
 @in_directory
+async def test_R3_R4_a_file_whose_name_is_no_key_is_not_seen_and_left(path: Path) -> None:
+    for name in ("$meta", "..a", "ok", "a b"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(b"1")
+    (path / "below").mkdir()
+    (path / "below" / "$meta").write_bytes(b"1")
+    async with plain(path) as storage:
+        keys = ["..a", "a b", "below:$meta", "ok"]
+        assert await storage.get_keys() == keys
+        assert await storage.count() == len(keys)
+        assert await snapshot(storage) == dict.fromkeys(keys, 1)
+        assert await storage.clear() == len(keys)
+    assert (path / "$meta").read_bytes() == b"1"
+    async with create_storage().mount("c", FsDriver(path, layout="plain")) as storage:
+        assert await storage.get_keys() == ["c:$meta"]
+        assert await storage.get_item("c:$meta") == 1
+
+
+@in_directory
 async def test_a_plain_directory_keeps_no_expiry_and_no_metadata_and_says_so(path: Path) -> None:
     async with plain(path) as storage:
         await storage.set_item("key", 1)
@@ -977,7 +997,7 @@ async def test_nothing_is_made_before_the_first_call(path: Path) -> None:
         ({}, "option 'path' is missing"),
         ({"path": ""}, "path is that of a directory, not ''"),
         ({"path": "a\0b"}, "path is that of a directory"),
-        ({"path": 7}, "option 'path' is wrong"),
+        ({"path": 7}, "expected str, bytes or os.PathLike object, not int"),
         ({"path": "x", "fsnc": True}, "no option 'fsnc'; did you mean 'fsync'"),
         ({"path": "x", "fsync": "yes"}, "option 'fsync' is wrong"),
         ({"path": "x", "layout": "tre"}, "layout"),

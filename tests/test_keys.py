@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kvstore import InvalidKeyError, create_storage, escape_segment, join_key, normalize_key, unescape_segment
 from kvstore.drivers.memory import MemoryDriver
-from kvstore.keys import after_all, below, normalize_base, past
+from kvstore.keys import after_all, below, is_key, normalize_base, past
 from kvstore.testing import HOSTILE_KEYS
+from kvstore.testing.keys import RESERVED_KEYS
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 segments = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":/\0"), min_size=1, max_size=20).filter(
@@ -64,6 +65,21 @@ def test_what_is_no_key_is_refused_and_named(key: object) -> None:
     with pytest.raises(InvalidKeyError) as caught:
         normalize_key(key)  # type: ignore[arg-type]
     assert caught.value.key == key
+
+
+NO_KEYS = ("", ".", "..", ":a", "a:", "a::b", "a/b", "/", "a//b", "a:.", "a:..:b", "..:a", "a\0b", "\0", "\ud800", "x" * 1025)
+
+
+@pytest.mark.parametrize("text", NO_KEYS, ids=repr)
+def test_R3_what_no_program_could_ask_for_is_no_key_that_a_driver_may_list(text: str) -> None:
+    assert not is_key(text, at_root=True)
+    assert not is_key(text, at_root=False)
+
+
+@pytest.mark.parametrize("key", [*HOSTILE_KEYS, *RESERVED_KEYS])
+def test_K2_a_driver_may_list_each_key_that_is_legal_below_a_mount(key: str) -> None:
+    assert is_key(key, at_root=False)
+    assert is_key(key, at_root=True) == (key.split(":")[0] != "$meta")
 
 
 @pytest.mark.parametrize("key", ["x" * 1024, "é" * 512, "🙂" * 256, "$metal", "a:$meta", "...", "a:...", ".a", "a..b", "$"])

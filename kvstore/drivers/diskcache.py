@@ -29,7 +29,7 @@ from kvstore.errors import (
     KVStoreError,
     MissingDependencyError,
 )
-from kvstore.keys import past
+from kvstore.keys import MAX_KEY_BYTES, RESERVED, past
 from kvstore.worker import Worker
 
 _RAW, _BINARY, _TEXT = 1, 2, 3
@@ -44,6 +44,13 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 
 _LIVE = "raw = 1 AND (expire_time IS NULL OR expire_time > ?)"
+# `kvstore.keys.is_key` in SQL: other texts are another program's, and neither listed, counted nor cleared.
+_IS_KEY = (
+    "key <> '' AND trim(key, ':') = key AND instr(key, '/') = 0 AND instr(key, '::') = 0 AND instr(key, char(0)) = 0"
+    " AND instr(':' || key || ':', ':.:') = 0 AND instr(':' || key || ':', ':..:') = 0"
+    f" AND length(CAST(key AS BLOB)) <= {MAX_KEY_BYTES}"
+)
+_IS_WHOLE_KEY = f"{_IS_KEY} AND key <> '{RESERVED}' AND NOT (key >= '{RESERVED}:' AND key < '{RESERVED};')"
 _ASKED = f"FROM Cache WHERE key IN (SELECT value FROM json_each(?)) AND {_LIVE}"
 _BELOW = f"FROM Cache WHERE key >= ? AND key < ? AND {_LIVE}"
 _SIZE = f"CASE WHEN mode = {_RAW} THEN length(CAST(value AS BLOB)) ELSE size END"
@@ -184,14 +191,20 @@ class DiskcacheDriver(Driver):
             high = min(high, after)
         elif after is not None and after >= low:
             low, bound = after, ">"
-        sql = f"SELECT key {_BELOW.replace('>=', bound, 1)} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
+        below = f"{_BELOW.replace('>=', bound, 1)} AND {self._is_key}"
+        sql = f"SELECT key {below} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
         rows = await self._on(self._reading, lambda: self._all(sql, low, high, self.clock() / 1000, limit))
         return [key for (key,) in rows]
 
     async def count(self, prefix: str) -> int:
         arguments = (prefix, past(prefix), self.clock() / 1000)
-        [(total,)] = await self._on(self._reading, lambda: self._all(f"SELECT count(*) {_BELOW}", *arguments))
+        sql = f"SELECT count(*) {_BELOW} AND {self._is_key}"
+        [(total,)] = await self._on(self._reading, lambda: self._all(sql, *arguments))
         return int(total)
+
+    @property
+    def _is_key(self) -> str:
+        return _IS_WHOLE_KEY if self.at_root else _IS_KEY
 
     def _all(self, sql: str, *arguments: object) -> list[Any]:
         if self._cache is None:
@@ -282,9 +295,10 @@ class DiskcacheDriver(Driver):
     async def clear(self, prefix: str) -> int:
         def clear(stored: list[str], old: list[str | None]) -> int:
             low, high = prefix, past(prefix)
-            [(total,)] = self._all(f"SELECT count(*) {_BELOW}", low, high, self.clock() / 1000)
-            old += self._names("key >= ? AND key < ? AND raw = 1", low, high)
-            self._all("DELETE FROM Cache WHERE key >= ? AND key < ? AND raw = 1", low, high)
+            [(total,)] = self._all(f"SELECT count(*) {_BELOW} AND {self._is_key}", low, high, self.clock() / 1000)
+            below = f"key >= ? AND key < ? AND raw = 1 AND {self._is_key}"
+            old += self._names(below, low, high)
+            self._all(f"DELETE FROM Cache WHERE {below}", low, high)
             return int(total)
 
         return await self._on(self._writing, lambda: self._in_transaction(clear))

@@ -90,6 +90,7 @@ class FsDriver(Driver):
     # The calls
 
     async def connect(self) -> None:
+        self._walk.at_root = self.at_root
         if not self._base.is_open:
             await self._on(self._writing, self._base.open)
 

@@ -153,7 +153,7 @@ class FsspecDriver(Driver):
             store = FileStore(fs, root, **settings)
         if len(prefix.encode()) > MAX_PREFIX_BYTES:
             raise ConfigError(f"a prefix has at most {MAX_PREFIX_BYTES} bytes", driver="fsspec")
-        names = Names(flat=self._s3, prefix_bytes=len(prefix.encode()))
+        names = Names(flat=self._s3, prefix_bytes=len(prefix.encode()), at_root=self.at_root)
         if not asynchronous:
             from fsspec.asyn import get_loop
 

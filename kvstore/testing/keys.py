@@ -170,6 +170,12 @@ HOSTILE_KEYS: tuple[str, ...] = (
 )
 """Keys that every driver has to hold, next to each other. All are normalized."""
 
+RESERVED_KEYS: tuple[str, ...] = (
+    *("$meta", "$meta:index", "$meta:expiring", "$meta:written", "$meta:changes", "$meta:of:a", "$meta:part:0"),
+    *(".kvstore", ".kvstore:a", ".kvstore:tmp:a", ".kvstore:keys:a", ".kvstore:times:a", "kvstore_schema"),
+)
+"""What a driver might keep things of its own under. All are keys below a mount."""
+
 HOSTILE_BASES: tuple[str, ...] = (
     "h*llo",
     "h?llo",
@@ -268,6 +274,35 @@ class Keys(Contract):
         storage = await store.reopened()
         assert await storage.get_items(HOSTILE_KEYS) == {key: key for key in HOSTILE_KEYS}
         assert await storage.get_keys() == sorted(HOSTILE_KEYS)
+
+    @in_loop
+    @promised("every_key")
+    async def test_what_is_reserved_at_the_root_is_a_key_like_any_other_below_a_mount(self, store: Store) -> None:
+        """K2, K3: of a mounted driver's keys the first segment may be `$meta`, and is not the driver's own."""
+        storage = store.mounted("c")
+        keys = sorted([*(f"c:{key}" for key in (*RESERVED_KEYS, "a", "a:$meta", "$metal", "$meta!", "$meta;", "$", "#", "b"))])
+        for key in keys[::2]:
+            await storage.set_item(key, key)
+        await storage.set_items({key: key for key in keys[1::2]})
+        if store.promises("metadata"):
+            await storage.set_meta("c:a", {"of": "a"})
+
+        assert await storage.get_items(keys) == {key: key for key in keys}
+        assert await storage.get_keys() == keys
+        assert await storage.get_keys("c", reverse=True) == keys[::-1]
+        assert await storage.get_keys("c:$meta") == [key for key in keys if key.startswith("c:$meta:")]
+        for place, key in enumerate(keys):
+            assert await storage.get_keys("c", after=key, limit=2) == keys[place + 1 : place + 3], key
+        assert await storage.count("c") == len(keys)
+        if store.promises("metadata"):
+            assert {key: (await storage.get_meta(key)).custom for key in keys} == {  # type: ignore[union-attr]
+                key: {"of": "a"} if key == "c:a" else {} for key in keys
+            }
+        assert await storage.remove_item("c:a") is True
+        keys.remove("c:a")
+        assert await storage.get_items(keys) == {key: key for key in keys}
+        assert await storage.clear("c:$meta") == sum(key.startswith("c:$meta:") for key in keys)
+        assert await storage.get_keys() == [key for key in keys if not key.startswith("c:$meta:")]
 
     @in_loop
     async def test_a_prefix_is_literal(self, store: Store) -> None:

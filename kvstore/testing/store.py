@@ -72,6 +72,12 @@ class Store:
         self._open.append(storage)
         return storage
 
+    def mounted(self, base: str) -> Storage:
+        """A storage with one more driver on this store at `base`, closed with the test."""
+        storage = Storage().mount(base, self.make_driver())
+        self._open.append(storage)
+        return storage
+
     @property
     def storage(self) -> Storage:
         """The one that most tests need only."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from kvstore.drivers._fs.base import Base
 from kvstore.drivers._fs.files import ABSENT
 from kvstore.drivers._fs.paths import PRIVATE, segment_path, tree_folders, tree_text
-from kvstore.keys import MAX_KEY_BYTES
+from kvstore.keys import is_key
 
 _CACHED = 64
 _RACY = 50_000_000
@@ -40,6 +40,7 @@ class Walk:
 
     def __init__(self, base: Base, *, plain: bool) -> None:
         self._base = base
+        self.at_root = True
         self._plain = plain
         self._listings: OrderedDict[str, tuple[tuple[int, int], _Listing]] = OrderedDict()
         self._settled = True  # whether a directory's own time tells of every change to its listing
@@ -64,7 +65,7 @@ class Walk:
             key = prefix + texts[index]
             if key.endswith(":"):
                 yield from self._keys(os.path.join(folder, names[index]), key, after, reverse)
-            elif (after is None or (key < after if reverse else key > after)) and _is_key(key):
+            elif (after is None or (key < after if reverse else key > after)) and is_key(key, at_root=self.at_root):
                 yield key
 
     def _listing(self, folder: str) -> _Listing:
@@ -134,11 +135,3 @@ def _sorted(entries: Iterator[_Entry]) -> list[_Entry]:
     while run := sorted(islice(entries, _RUN)):
         runs.append(run)
     return runs[0] if len(runs) == 1 else list(heapq.merge(*runs))
-
-
-def _is_key(key: str) -> bool:
-    """Whether a file's path can be said as a key at all."""
-    try:
-        return len(key.encode()) <= MAX_KEY_BYTES
-    except UnicodeEncodeError:
-        return False

@@ -11,8 +11,7 @@ import re
 from hashlib import blake2b
 
 from kvstore.drivers._fs.paths import tree_folders, tree_path, tree_text
-from kvstore.errors import InvalidKeyError
-from kvstore.keys import normalize_key
+from kvstore.keys import is_key
 
 PRIVATE = ".kvstore/"
 """The driver's own room. No name of a key starts with it."""
@@ -41,8 +40,9 @@ _LAST = "~\u2027\ud7ff\ufffd"
 class Names:
     """The names below a prefix of `prefix_bytes`. `flat`: as they are on S3."""
 
-    def __init__(self, *, flat: bool, prefix_bytes: int) -> None:
+    def __init__(self, *, flat: bool, prefix_bytes: int, at_root: bool = True) -> None:
         self.flat = flat
+        self._at_root = at_root
         self._room = MAX_NAME_BYTES - prefix_bytes
 
     def name(self, key: str) -> str:
@@ -55,7 +55,7 @@ class Names:
     def key(self, name: str) -> str | None:
         """The key of an object. None: it is not one of ours, or its name does not tell."""
         if self.flat:
-            return name if "/" not in name and _is_key(name) and self.name(name) == name else None
+            return name if "/" not in name and is_key(name, at_root=self._at_root) and self.name(name) == name else None
         *folders, file = name.split("/")
         segments, begun = [], ""
         for part, folder in [*((folder, True) for folder in folders), (file, False)]:
@@ -67,7 +67,7 @@ class Names:
                 segments.append(begun)
                 begun = ""
         key = ":".join(segments)
-        return key if _is_key(key) and tree_path(key) == [*folders, file] else None
+        return key if is_key(key, at_root=self._at_root) and tree_path(key) == [*folders, file] else None
 
     def cut(self, text: str) -> str:
         """`text` as a name, or where it is none one before it. Hardly a name is between the two."""
@@ -93,10 +93,3 @@ def marked(name: str) -> tuple[int, str] | None:
     if len(at) == 15 and at.isascii() and at.isdigit() and len(hashed) == 32 and name.startswith(TIMES):
         return int(at), hashed
     return None
-
-
-def _is_key(text: str) -> bool:
-    try:
-        return normalize_key(text) == text
-    except InvalidKeyError:
-        return False
