@@ -92,6 +92,8 @@ class Coalescer:
         self._flying: dict[_Kind, Collection[str]] = {}  # the keys of the one batch in flight of each kind
         self._turns: list[_Call[Any]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turn_over: asyncio.Future[None] | None = None  # what closing waits for
+        self._attaching: set[object] = set()  # one a caller that waits for the connection
         self._dispatching = False
         self._crowded = False  # the last batch had several calls
 
@@ -198,21 +200,24 @@ class Coalescer:
         finally:
             if call in self._turns:
                 self._turns.remove(call)
+            if self._turn_over is not None and not self._turn_over.done():
+                self._turn_over.set_result(None)
             if self._pending:
                 self._dispatch()
 
     async def aclose(self) -> None:
         """Waits for what is under way, then closes the driver."""
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+        here = asyncio.get_running_loop()
+        if self._loop not in (None, here) or (self._connecting is not None and self._connecting.get_loop() is not here):
             self._move()
-        if self._connecting is not None and self._connecting.get_loop() is asyncio.get_running_loop():
-            await asyncio.wait([self._connecting])
+        while self._attaching:  # those who wait, and those who were told and are about to go on
+            await (asyncio.sleep(0) if self._connecting is None else asyncio.wait([self._connecting]))
         while self._pending or self._flying or self._turns:
-            with_everything = _Call("turn", None, self._future(), mutates=True)
-            self._pending.append(with_everything)
-            self._dispatch()
-            await with_everything.done
-            self._turns.remove(with_everything)
+            async with self.turn(None, mutates=True):
+                pass
+            if self._turns:  # listings, which hold nobody up but this
+                self._turn_over = self._future()
+                await self._turn_over
         try:
             await self._driver.aclose()
         except Exception as error:
@@ -228,8 +233,12 @@ class Coalescer:
                 self._move()
                 self._connecting = loop.create_task(self._connect(loop))
                 self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
-            connecting = self._connecting
-            await asyncio.shield(connecting)
+            connecting, attaching, me = self._connecting, self._attaching, object()
+            attaching.add(me)
+            try:
+                await asyncio.shield(connecting)
+            finally:
+                attaching.remove(me)
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -239,7 +248,8 @@ class Coalescer:
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
         finally:
-            self._connecting = None
+            if self._connecting is not None and self._connecting.get_loop() is loop:  # it may end after its event loop
+                self._connecting = None
 
     def _move(self) -> None:
         """Leaves the event loop that was used before, which has to be over."""
@@ -249,7 +259,7 @@ class Coalescer:
                 raise UnsupportedOperation(
                     "this storage is in use by another event loop that is running; give each thread a storage of its own"
                 )
-        self._loop = None
+        self._loop = self._connecting = None
         self._reset()
 
     # Batching

@@ -57,7 +57,8 @@ class Sweeper:
             self.expect(due)
 
     async def aclose(self) -> None:
-        """Stops."""
+        """Stops for ever."""
+        self._needed = False
         if self._loop is not asyncio.get_running_loop():
             return
         if self._timer is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from kvstore.coalesce import Coalescer, backend_error
@@ -49,6 +49,8 @@ class Mount:
         self._watchers = watchers
         self._sweeper = Sweeper(driver)
         self._updates: set[tuple[asyncio.Task[Any] | None, str]] = set()
+        self._over: str | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._coalescer: Coalescer | None = None
         # A driver that never waits is called directly.
         calls: Driver | Coalescer = driver
@@ -95,9 +97,12 @@ class Mount:
 
     async def run(self, call: Callable[[], Awaitable[T]], keys: Sequence[str] | None, *, mutates: bool = False) -> T:
         """A call of the driver other than reads and writes, in order with those on the same `keys` (None: any)."""
+        self.check_open()
         try:
             if self._coalescer is None:
-                return await call()
+                answer = await call()
+                self.check_open()  # closing waits for nobody here, and left nothing to answer from
+                return answer
             async with self._coalescer.turn(keys, mutates=mutates):
                 return await call()
         except Exception as error:
@@ -106,8 +111,9 @@ class Mount:
     @asynccontextmanager
     async def alone(self, key: str) -> AsyncIterator[tuple[Read, WriteCall]]:
         """The calls to read and write `key` with, while no other call of this process on it is under way."""
+        self.check_open()
         if self._coalescer is None:
-            yield self.driver.read, self.write
+            yield (lambda keys: self.read(keys)), (lambda writes, expect=None: self.write(writes, expect))
             return
         async with self._coalescer.turn([key], mutates=True) as turn:
             yield partial(self._coalescer.read, turn=turn), partial(self._coalescer.write, turn=turn)
@@ -130,6 +136,8 @@ class Mount:
     def watched(self) -> None:
         """Called when the first listener came or the last one went."""
         told = bool(self._watchers.listeners)
+        if self._over is not None:
+            return
         if self._coalescer is not None:
             self._coalescer.on_write(self._told if told else None)
         else:
@@ -145,12 +153,49 @@ class Mount:
     def _told(self, writes: Sequence[Write], found: Sequence[bool]) -> None:
         self._watchers.tell(self.prefix, writes, found)
 
-    async def aclose(self) -> None:
-        await self._sweeper.aclose()
-        if self._coalescer is not None:
-            await self._coalescer.aclose()
-        else:
-            await self.driver.aclose()
+    def check_open(self) -> None:
+        if self._over is not None:
+            raise ClosedError(self._over)
+
+    def retire(self, reason: str) -> None:
+        """What begins from now on raises a `ClosedError` of `reason`, the next step of what is under way included."""
+
+        def refuse(*_: object, **__: object) -> NoReturn:
+            raise ClosedError(reason)
+
+        self._over = reason
+        # In place of the calls, so that they need not ask.
+        self.read = self.has = self.write = self.read_now = self.write_now = refuse
+
+    def close(self) -> asyncio.Task[None]:
+        """Begins to close the driver: once, and to its end, whoever stops waiting for it."""
+        closing = self._closing
+        if (
+            closing is None
+            or closing.cancelled()
+            or (not closing.done() and closing.get_loop() is not asyncio.get_running_loop())  # left by one that is over
+        ):
+            closing = self._closing = asyncio.create_task(self._close())
+        return closing
+
+    async def _close(self) -> None:
+        try:
+            await self._sweeper.aclose()
+            await (self._coalescer or self.driver).aclose()
+        except Exception as error:
+            raise (known := self._at("aclose", error)) from known.__cause__
+
+    def _at(self, operation: str, error: Exception) -> KVStoreError:
+        return backend_error(error).at(operation, None, self.base, self.driver.name)
+
+
+async def close_all(mounts: Iterable[Mount]) -> None:
+    """Closes the drivers, also where the caller is cancelled, and raises the first failure."""
+    closings = [closing for closing in [mount.close() for mount in mounts] if not closing.done()]
+    if closings:
+        await asyncio.wait(closings)
+    for closing in closings:
+        closing.result()
 
 
 def _goes_with(driver: Driver, now: str, later: str) -> bool:
@@ -184,6 +229,7 @@ class MountTable:
         self.watchers = Watchers()
         self.closed = False
         self._mounts: list[Mount] = []  # by prefix
+        self._last: list[Mount] = []  # those that there were when it was closed
         self._parents: dict[Mount, Mount | None] = {}
         # The first owner keeps the keys before all cuts, each other one those from its cut on.
         self._cuts: list[str] = []
@@ -212,8 +258,7 @@ class MountTable:
 
     def touched(self, prefix: str) -> list[Mount]:
         """The mounts that hold keys starting with `prefix`, the longest base first."""
-        if self.closed:
-            raise ClosedError("the storage is closed")
+        self.check_open()
         inside = [mount for mount in self._mounts if mount.prefix.startswith(prefix)]
         if not any(mount.prefix == prefix for mount in inside):
             around = [mount for mount in self._mounts if prefix.startswith(mount.prefix)]
@@ -239,16 +284,23 @@ class MountTable:
         for mount in self._mounts:
             if mount.base == base:
                 self._arrange([other for other in self._mounts if other is not mount])
+                mount.retire("the mount was taken away")
                 return mount
         raise ConfigError("nothing is mounted here", mount=base)
 
+    def check_open(self) -> None:
+        if self.closed:
+            raise ClosedError("the storage is closed")
+
     def close(self) -> list[Mount]:
         """Every call from now on raises `ClosedError`. Returns the mounts that there were."""
-        mounts = self._mounts
-        self.closed = True
-        self._arrange([])
-        self.watchers.end()
-        return mounts
+        if not self.closed:
+            self.closed, self._last = True, self._mounts
+            self._arrange([])
+            for mount in self._last:
+                mount.retire("the storage is closed")
+            self.watchers.end()
+        return self._last
 
     @asynccontextmanager
     async def watch(self, prefix: str, strip: int) -> AsyncIterator[Listener]:

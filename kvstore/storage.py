@@ -15,10 +15,10 @@ from types import UnionType
 from typing import Any, Self, TypeVar, overload
 
 from kvstore.driver import NOT_NOW, PAGE, Stat, Write
-from kvstore.errors import InvalidKeyError, InvalidValueError, KVStoreError, UnsupportedOperation
+from kvstore.errors import ClosedError, InvalidKeyError, InvalidValueError, KVStoreError, UnsupportedOperation
 from kvstore.keys import below, normalize_base, normalize_below
 from kvstore.listing import pages
-from kvstore.mount import Mount, MountTable, Route
+from kvstore.mount import Mount, MountTable, Route, close_all
 from kvstore.resolve import DriverSpec, resolve_driver
 from kvstore.values import (
     MISSING,
@@ -100,7 +100,7 @@ class Storage:
         """Takes the mount at `base` away, and closes its driver unless `close` is False."""
         mount = self._table.remove(normalize_base(base, self._prefix))
         if close:
-            await mount.aclose()
+            await close_all([mount])
 
     def get_mount(self, key: str) -> Mount:
         """The mount that keeps `key`."""
@@ -358,6 +358,7 @@ class Storage:
         At most `limit`, those behind `after`, and no more than `max_depth` segments deeper than the first below `base`. A
         page costs what it holds, not what the store holds.
         """
+        self._check_open("get_keys")
         _check_count("get_keys", "limit", limit)
         found: list[str] = []
         if limit != 0:
@@ -434,15 +435,14 @@ class Storage:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Waits for what is under way and closes the drivers. Once more does nothing; every other call raises `ClosedError`.
+        """Waits for what is under way and closes the drivers. Whoever comes later waits for the same.
 
-        A prefixed storage only closes itself.
+        Every other call raises `ClosedError` from now on, and so does the next step of one that takes several, such as a
+        listing. If the caller is cancelled, closing goes on. A prefixed storage only closes itself.
         """
-        if self._owner and not self._table.closed:
-            failures = [error for error in await _gather([mount.aclose() for mount in self._table.close()]) if error]
-            if failures:
-                raise failures[0]
-        elif not self._owner:
+        if self._owner:
+            await close_all(self._table.close())
+        else:
             self._table = MountTable()
             self._table.close()
             self._routes = self._table.routes("")
@@ -456,6 +456,10 @@ class Storage:
     keys = get_keys
 
     # Inside
+
+    def _check_open(self, operation: str) -> None:
+        if self._table.closed:
+            raise ClosedError("the storage is closed", operation=operation)
 
     def _whole(self, key: str) -> str:
         return normalize_below(self._prefix, key)
@@ -492,6 +496,7 @@ class Storage:
 
     async def _read(self, operation: str, keys: Iterable[str]) -> dict[str, bytes | None]:
         """The bytes of `keys` by outward key, in the order asked."""
+        self._check_open(operation)
         order: dict[str, bytes | None] = {}
         shares: dict[Mount, list[str]] = {}
         for key in _many(operation, keys):
@@ -515,6 +520,7 @@ class Storage:
         self, operation: str, items: Mapping[str, object], removes: Iterable[str], ttl: Ttl
     ) -> dict[Mount, dict[str, Write]]:
         """What to write where, checked as a whole before anything is touched."""
+        self._check_open(operation)
         plan: dict[Mount, dict[str, Write]] = {}
         for key, value in dict(items).items():
             mount, inner = self._located(operation, key)

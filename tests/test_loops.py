@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from running import in_loop
 
-from kvstore import ClosedError, UnsupportedOperation, create_storage
+from kvstore import ClosedError, Storage, UnsupportedOperation, copy, create_storage, snapshot
 from kvstore.driver import Capabilities
 from kvstore.drivers.memory import MemoryDriver
 
@@ -158,6 +159,160 @@ async def test_closing_twice_at_once_is_fine() -> None:
         storage.mount("a", "memory")
     with pytest.raises(ClosedError):
         await storage.unmount("")
+
+
+@in_loop
+async def test_closing_goes_on_when_the_caller_is_cancelled_and_who_closes_again_waits_for_it() -> None:
+    """L1."""
+    driver, gate = Connecting(), asyncio.Event()
+
+    async def slowly() -> None:
+        await gate.wait()
+        driver.closed += 1
+
+    driver.aclose = slowly  # type: ignore[method-assign]
+    storage = create_storage(driver)
+    await storage.set_item("key", 1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(storage.aclose(), 0.001)
+    again = asyncio.create_task(storage.aclose())
+    await asyncio.sleep(0.001)
+    assert not again.done()
+    gate.set()
+    await again
+    assert driver.closed == 1
+
+
+@in_loop
+async def test_unmounting_goes_on_when_the_caller_is_cancelled() -> None:
+    driver = Connecting()
+    storage = create_storage().mount("a", driver)
+    await storage.set_item("a:key", 1)
+    unmounting = asyncio.create_task(storage.unmount("a"))
+    await asyncio.sleep(0)
+    unmounting.cancel()
+    await asyncio.wait([unmounting])
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert driver.closed == 1
+
+
+def test_closing_that_an_ended_event_loop_left_behind_is_done_in_the_next() -> None:
+    driver = Connecting()
+    stuck = True
+
+    async def close() -> None:
+        if stuck:
+            await asyncio.get_running_loop().create_future()
+        driver.closed += 1
+
+    driver.aclose = close  # type: ignore[method-assign]
+    storage = create_storage(driver)
+
+    async def leave() -> None:
+        await storage.set_item("key", 1)
+        closing = asyncio.create_task(storage.aclose())
+        await asyncio.sleep(0.001)
+        closing.cancel()
+
+    asyncio.run(leave())
+    stuck = False
+    asyncio.run(storage.aclose())
+    asyncio.run(storage.aclose())
+    assert driver.closed == 1
+
+
+def test_closing_waits_for_callers_that_are_still_connecting_in_a_further_event_loop() -> None:
+    """L1: the driver may be connected already, and they about to go on."""
+    for connects_at_once in (True, False):
+        driver = Connecting()
+        if connects_at_once:
+            driver.connect = MemoryDriver().connect  # type: ignore[method-assign]
+        storage = create_storage(driver)
+
+        async def use(storage: Storage = storage) -> None:
+            calls = [asyncio.create_task(storage.set_item(f"k{number}", number)) for number in range(20)]
+            await asyncio.sleep(0)
+            await asyncio.wait_for(storage.aclose(), 10)
+            assert await asyncio.gather(*calls) == [None] * 20
+
+        asyncio.run(storage.set_item("first", 1))
+        asyncio.run(use())
+        assert driver.closed == 1
+
+
+@pytest.mark.parametrize("driver", ["memory", "fs", "sqlite"])
+def test_a_listing_raises_once_the_storage_is_closed(driver: str, tmp_path: Path) -> None:
+    """L1, E1: it neither ends as if it were done, nor opens the driver again."""
+
+    async def listing() -> None:
+        storage = create_storage(driver, **({} if driver == "memory" else {"path": str(tmp_path / "store")}))
+        await storage.set_items({f"k:{number:04}": number for number in range(1500)})
+        keys, items = storage.iter_keys(), storage.iter_items("k")
+        assert await anext(keys) == "k:0000"
+        assert await anext(items) == ("k:0000", 0)
+        threads = threading.active_count()
+        await storage.aclose()
+
+        for rest in (keys, items):
+            with pytest.raises(ClosedError):
+                async for _ in rest:
+                    pass
+        assert threading.active_count() <= threads
+
+    asyncio.run(listing())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("work", ["get_keys", "count", "clear", "copy", "snapshot"])
+def test_work_in_several_steps_raises_when_the_storage_is_closed_in_between(work: str, inline: bool) -> None:
+    """L1."""
+
+    class Closed(Connecting):
+        capabilities = replace(Connecting.capabilities, inline=inline)
+        closing: asyncio.Task[None] | None = None
+
+        async def scan(self, prefix, *, after, limit, reverse):  # type: ignore[no-untyped-def]
+            if self.closing is None and len(self._entries) > 1000:
+                self.closing = asyncio.create_task(storage.aclose())
+                await asyncio.sleep(0)
+            return await super().scan(prefix, after=after, limit=limit, reverse=reverse)
+
+        async def count(self, prefix: str) -> int:
+            return len(await self.scan(prefix, after=None, limit=5000, reverse=False))
+
+    storage = create_storage(driver := Closed()).mount("m", "memory")
+
+    async def begin() -> None:
+        await storage.set_items({f"k{number}": number for number in range(2500)})
+        async with storage.watch():
+            calls = {"copy": lambda: copy(storage, create_storage()), "snapshot": lambda: snapshot(storage)}
+            call = calls.get(work) or getattr(storage, work)
+            with pytest.raises(ClosedError):
+                await call()
+        assert driver.closing is not None
+        await driver.closing
+        assert driver.closed == 1
+        assert len(driver._entries) == 2500
+
+    asyncio.run(begin())
+
+
+@in_loop
+async def test_work_on_a_mount_that_was_taken_away_raises() -> None:
+    for close in (True, False):
+        driver = Connecting()
+        storage = create_storage().mount("a", driver)
+        await storage.set_item("a:key", 1)
+
+        async def taking_away(value: int, storage: Storage = storage, close: bool = close) -> int:
+            await storage.unmount("a", close=close)
+            return value + 1
+
+        with pytest.raises(ClosedError, match="taken away"):
+            await storage.update_item("a:key", taking_away)
+        assert await driver.read(["key"]) == [b"1"]
+        assert driver.closed == close
 
 
 @in_loop

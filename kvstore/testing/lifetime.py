@@ -9,7 +9,7 @@ import pytest
 
 from kvstore.errors import ClosedError
 from kvstore.testing.processes import Job, killed_after
-from kvstore.testing.store import Contract, Store, in_loop
+from kvstore.testing.store import Contract, Store, in_loop, promised
 
 
 class Lifetime(Contract):
@@ -66,10 +66,17 @@ class Lifetime(Contract):
             storage.compare_and_set("key", 1, 2),
             storage.update_item("key", lambda value: 2),
             storage.commit({"key": 1}),
+            storage.get_items([]),
+            storage.set_items({}),
+            storage.remove_items([]),
+            storage.commit({}),
             storage.touch("key"),
             storage.get_meta("key"),
             storage.set_meta("key", {}),
             storage.get_keys(),
+            storage.get_keys(limit=0),
+            anext(aiter(storage.iter_keys())),
+            anext(aiter(storage.iter_items())),
             storage.count(),
             storage.clear(),
             storage.watch().__aenter__(),
@@ -96,6 +103,28 @@ class Lifetime(Contract):
         assert outcomes == [None] * 30
         if persistent:
             assert await store.open().count() == 30
+
+    @in_loop
+    @promised("conditional")
+    async def test_an_update_that_is_under_way_when_the_storage_is_closed_raises_and_writes_nothing(self, store: Store) -> None:
+        """L1: use after close raises, the next step of an earlier call included."""
+        storage, persistent = store.storage, store.capabilities.persistent
+        await storage.set_item("key", "before")
+        waiting, closed = asyncio.Event(), asyncio.Event()
+
+        async def late(value: str) -> str:
+            waiting.set()
+            await closed.wait()
+            return "late"
+
+        update = asyncio.create_task(storage.update_item("key", late, ttl=60 if store.capabilities.expiry else None))
+        await waiting.wait()
+        await storage.aclose()
+        closed.set()
+        with pytest.raises(ClosedError):
+            await update
+        if persistent:
+            assert await store.open().get_item("key") == "before"
 
     def test_a_storage_is_used_from_several_event_loops_in_turn(self, tmp_path: Path) -> None:
         """L1: as tests and scripts do."""
