@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 
@@ -14,17 +15,20 @@ class Lifetime:
     """
 
     def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._open: AsyncGenerator[None, None] | None = None
 
     async def begin(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Ends what was begun before. `close` must hold no reference to the owner, or nothing of it is collected alone."""
+        """Ends what was begun before. `close` holds no reference to the owner, which would never be collected otherwise."""
         await self.aclose()
+        self._loop = asyncio.get_running_loop()
         self._open = _until_closed(close)
         await anext(self._open)
 
     async def aclose(self) -> None:
+        """What belongs to another event loop can't be closed here. It was in that loop, unless it ended without a word."""
         left, self._open = self._open, None
-        if left is not None:
+        if left is not None and self._loop is asyncio.get_running_loop():
             await left.aclose()
 
 
@@ -32,5 +36,5 @@ async def _until_closed(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[
     try:
         yield
     finally:
-        with suppress(Exception):  # it may be broken, or of an event loop that ended without a word
+        with suppress(Exception):  # it may be broken
             await close()

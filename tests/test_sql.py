@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from kvstore import (
     BackendUnavailable,
     ConfigError,
     InvalidValueError,
+    MissingDependencyError,
     Storage,
     create_storage,
 )
@@ -493,6 +496,70 @@ def test_a_url_with_a_wrong_port_is_refused_without_its_password(kind: Kind) -> 
             assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{caught.value.__context__}"
 
     main()
+
+
+@each_server
+@pytest.mark.parametrize("rest", ["u:p@ss/hunter2@h/x", "u:p?hunter2@h/x", "u:p/hunter2@h/x", "u:hunter2@h/x"])
+def test_E1_a_password_that_is_not_escaped_is_shown_by_no_error_and_no_driver(kind: Kind, rest: str) -> None:
+    try:
+        shown = repr(create_storage(f"{kind.name}://{rest}").get_mount("key").driver)
+    except ConfigError as error:
+        shown = f"{error}{error.__cause__}"
+    assert "hunter2" not in shown
+    assert "p@ss" not in shown
+
+
+@each_server
+def test_a_scheme_is_taken_in_any_case(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        scheme, _, rest = kind.url().partition(":")
+        async with create_storage(f"{scheme.upper()}:{rest}", table=table(tmp_path)) as storage:
+            await storage.set_item("key", 1)
+            assert await storage.get_item("key") == 1
+
+    main()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "error", "says"),
+    [
+        ("postgresql+psycopg2", ConfigError, "psycopg2 is no client for asyncio; without it the URL names asyncpg"),
+        ("mysql+pymysql", ConfigError, "pymysql is no client for asyncio; without it the URL names asyncmy"),
+        ("postgresql+psycopg", MissingDependencyError, r'needs psycopg: pip install "psycopg\[binary\]"'),
+        ("mysql+aiomysql", MissingDependencyError, 'needs aiomysql: pip install "aiomysql"'),
+    ],
+)
+def test_a_client_that_can_not_be_used_is_said_with_what_helps(
+    scheme: str, error: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, scheme.partition("+")[2], None)
+
+    @in_loop
+    async def main() -> None:
+        async with create_storage(f"{scheme}://localhost/x") as storage:
+            with pytest.raises(error, match=says):
+                await storage.get_item("key")
+
+    main()
+
+
+@each_server
+def test_L1_an_event_loop_leaves_nothing_open_and_the_next_one_goes_on(kind: Kind, tmp_path: Path) -> None:
+    storage = kind.opened(tmp_path)
+
+    async def use(number: int) -> None:
+        await asyncio.gather(*(storage.add_item(f"{number}:{task}", task) for task in range(20)))
+        assert await storage.count() == 20 * (number + 1)
+
+    gc.collect()  # of other tests
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number in range(3):
+            asyncio.run(use(number))
+        asyncio.run(storage.aclose())
+        gc.collect()
+    assert [str(warning.message) for warning in told if warning.category is ResourceWarning] == []
 
 
 @each_server

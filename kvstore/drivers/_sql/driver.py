@@ -10,7 +10,7 @@ from functools import partial
 from operator import itemgetter
 from secrets import randbits
 from typing import Any, ClassVar, NamedTuple, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
 from kvstore.drivers._sql.connection import Connection, transaction
@@ -19,6 +19,7 @@ from kvstore.drivers._sql.server import STEP, VERSIONS, Row, Server
 from kvstore.drivers._sql.statements import PIECE
 from kvstore.errors import BackendTimeout, ConfigError, InvalidValueError, KVStoreError
 from kvstore.keys import past
+from kvstore.lifetime import Lifetime
 from kvstore.values import now_ms
 
 _TRIES_OF_PIECES = 10
@@ -58,18 +59,24 @@ class SqlDriver(Driver):
         for option, number in (("connections", connections), ("connect_timeout", connect_timeout), ("timeout", timeout)):
             if not 0 < number < float("inf"):
                 raise ConfigError(f"{option} is a positive number, not {number!r}", driver=self.name)
-        parts = urlsplit(url or "")
+        scheme, marks, rest = (url or "").partition("://")
+        url = url and scheme.lower() + marks + rest
+        parts = _split(url or "", self.name)
         if url is not None and parts.scheme.partition("+")[0] not in self.server.schemes:
             starts = " or ".join(f"{scheme}://" for scheme in self.server.schemes)
             raise ConfigError(f"a URL of {self.server.name} starts with {starts}", driver=self.name)
         for option in dict(parse_qsl(parts.query, keep_blank_values=True)):
+            if "@" in option:  # and so a part of a password, which is not to be shown
+                raise ConfigError("a ? in a user name or a password is %3F in a URL", driver=self.name)
             if option not in self.server.options:
                 known = ", ".join([*_OWN_QUERY, *self.server.options])
                 raise ConfigError(f"there is no option {option!r} in this URL; there are {known}", driver=self.name)
-        self._address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if url else "an engine"
+        # What follows the last `@`, for a password that is not escaped may hold any other mark.
+        self._address = f"{parts.scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if url else "an engine"
         self._server = self.server(schema, table)
         self._sql = self._server.sql
         self._pool = Pool(self._server, url, engine, connections, connect_timeout, timeout)
+        self._open = Lifetime()
         self._ahead = 0  # of this machine's clock the server's, in milliseconds
         self.clock = self._server_time
 
@@ -80,7 +87,7 @@ class SqlDriver(Driver):
     def from_url(cls, url: str, **options: Any) -> Self:
         """A URL as SQLAlchemy has it; the options of this driver may stand in its query."""
         own, others = {}, []
-        for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+        for name, value in parse_qsl(_split(url, cls.__module__.rpartition(".")[2]).query, keep_blank_values=True):
             if name in _OWN_QUERY:
                 own[name] = _parsed(name, value)
             else:
@@ -88,6 +95,7 @@ class SqlDriver(Driver):
         return cls(url.partition("?")[0] + (f"?{urlencode(others)}" if others else ""), **(own | options))
 
     async def connect(self) -> None:
+        await self._open.begin(self._pool.aclose)
         self._pool.open()
         await self._pool.ask(self._prepare)
 
@@ -100,7 +108,7 @@ class SqlDriver(Driver):
         return now_ms() + self._ahead
 
     async def aclose(self) -> None:
-        await self._pool.aclose()
+        await self._open.aclose()
 
     # Reading
 
@@ -322,6 +330,13 @@ def _holds(found: bytes | _New | None, wanted: tuple[bytes, bytes] | None) -> bo
     if found is None or wanted is None:
         return found is None and wanted is None
     return found.data == wanted[0] if isinstance(found, _New) else found == wanted[1]
+
+
+def _split(url: str, driver: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:  # brackets that do not match
+        raise ConfigError("the host of this URL can't be read", driver=driver) from error
 
 
 def _parsed(name: str, value: str) -> Any:

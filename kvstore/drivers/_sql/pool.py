@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 _TRIES = 20
+_INSTALLED_AS = {"psycopg": "psycopg[binary]"}
 _UNKNOWN = "; whether anything was written is not known"
 
 T = TypeVar("T")
@@ -168,8 +169,11 @@ class Pool:
             url = make_url(self._url or "")
             scheme, _, client = url.drivername.partition("+")
             client = client or server.client
+            own = url.set(drivername=f"{server.schemes[scheme]}+{client}", query={})
+            if not own.get_dialect().get_async_dialect_cls(own).is_async:
+                raise ConfigError(f"{client} is no client for asyncio; without it the URL names {server.client}")
             return create_async_engine(
-                url.set(drivername=f"{server.schemes[scheme]}+{client}", query={}),
+                own,
                 connect_args=server.connect_arguments(client, {name: str(value) for name, value in url.query.items()}),
                 poolclass=NullPool,
                 isolation_level="AUTOCOMMIT",
@@ -182,8 +186,9 @@ class Pool:
             raise ConfigError(f"this URL can't be used: {_without(str(error), self._url)}") from None
 
     def _missing(self, package: str) -> MissingDependencyError:
-        extra = self._server.name.lower()
-        return MissingDependencyError(f'this driver needs {package}: pip install "kvstore[{extra}]"')
+        is_ours = package in ("SQLAlchemy", "sqlalchemy", "greenlet", self._server.client)
+        install = f"kvstore[{self._server.name.lower()}]" if is_ours else _INSTALLED_AS.get(package, package)
+        return MissingDependencyError(f'this driver needs {package}: pip install "{install}"')
 
 
 def _without(message: str, url: str | None) -> str:
