@@ -9,7 +9,8 @@ import math
 import re
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
 from typing import Any, Final, Literal, cast, get_origin
 
 import msgspec
@@ -47,16 +48,18 @@ def encode(value: object) -> bytes:
     """`value` as JSON. Raises `InvalidValueError` for what JSON can't say, never changing it silently.
 
     orjson encodes because it refuses what is not JSON (bytes, sets, keys that are not text); msgspec decodes because it
-    keeps integers of any size exact.
+    keeps integers of any size exact. What is written by orjson as it stands, and so unchecked, is an `orjson.Fragment`.
     """
     try:
-        data = orjson.dumps(value, _json_form)
+        data = orjson.dumps(value, _json_form, _OURS)
     except TypeError as error:
-        said = f"{value!r} is no value" if isinstance(value, _Sentinel) else error
+        if isinstance(error.__cause__, InvalidValueError):
+            raise error.__cause__ from error
+        said = f"{value!r} is no value" if isinstance(value, _Sentinel) else error.__cause__ or error
         raise InvalidValueError(f"the value is not JSON: {said}") from error
     # orjson writes NaN and infinities as null, so only what holds a null has to be looked through.
     if type(value) is not str and _null(data):
-        _refuse_non_finite(value, "$")
+        _refuse_unsaid(value, "$")
     return data
 
 
@@ -109,29 +112,54 @@ def raw_bytes(data: object) -> bytes:
     raise InvalidValueError(f"raw data is bytes, not {type(data).__name__}")
 
 
+# orjson rounds an offset to minutes, and writes whatever a dataclass has besides its fields.
+_OURS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+
+
 def _json_form(value: object) -> object:
+    kind = type(value)
+    if kind is datetime:
+        return _time_form(cast(datetime, value))
+    if kind is date or (kind is time_of_day and cast(time_of_day, value).tzinfo is None):
+        return cast(date | time_of_day, value).isoformat()
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, msgspec.Struct):
-        return msgspec.to_builtins(value)
-    raise TypeError(f"no JSON form for {type(value).__name__}")
+        _refuse_unsaid(value, kind.__name__)
+        return msgspec.to_builtins(value, builtin_types=(datetime,))
+    raise TypeError(f"no JSON form for {kind.__name__}")
 
 
-def _refuse_non_finite(value: object, path: str) -> None:
+def _time_form(value: datetime) -> str:
+    """As in RFC 3339, which knows offsets of whole minutes; with another, as local mean times have, the same time in UTC."""
+    offset = value.utcoffset()
+    return (value.astimezone(UTC) if offset is not None and offset % timedelta(minutes=1) else value).isoformat()
+
+
+_ALWAYS_SAID = {str, int, bool, type(None)}
+
+
+def _refuse_unsaid(value: object, path: str) -> None:
+    """Refuses what an encoder would write as something else: NaN and infinities, in a `msgspec.Struct` bytes and sets too."""
     members: Iterable[tuple[str, object]] = ()
     if isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidValueError(f"the value is not JSON: {value} at {path}")
+    elif isinstance(value, set | frozenset | bytes | bytearray | memoryview) and not isinstance(value, enum.Enum):
+        raise InvalidValueError(f"the value is not JSON: {type(value).__name__} at {path}")
     elif isinstance(value, Mapping):
         members = ((f"{path}.{name}", member) for name, member in value.items())
     elif isinstance(value, list | tuple):
         members = ((f"{path}[{index}]", member) for index, member in enumerate(value))
     elif isinstance(value, msgspec.Struct):
-        members = ((path, msgspec.to_builtins(value)),)
+        members = ((f"{path}.{name}", getattr(value, name)) for name in value.__struct_fields__)
     elif isinstance(value, enum.Enum):
         members = ((path, value.value),)
     elif dataclasses.is_dataclass(value):
         members = ((f"{path}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
     for inner, member in members:
-        _refuse_non_finite(member, inner)
+        if type(member) not in _ALWAYS_SAID:
+            _refuse_unsaid(member, inner)
 
 
 LAST_EXPIRY = 253_402_300_799_999

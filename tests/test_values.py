@@ -6,14 +6,18 @@ import asyncio
 import enum
 import math
 from collections import OrderedDict, UserDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
+import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -100,6 +104,30 @@ class Place(msgspec.Struct):
     size: float = 1.0
 
 
+class Bag(msgspec.Struct):
+    things: Any
+
+
+class MomentBag(msgspec.Struct):
+    things: datetime
+
+
+@dataclass
+class MomentPoint:
+    x: datetime
+    y: float
+
+
+@dataclass
+class Disc:
+    radius: float
+    _kept: int = 7
+
+    @cached_property
+    def area(self) -> float:
+        return math.nan
+
+
 class Movie(TypedDict):
     title: str
     year: int
@@ -135,6 +163,68 @@ class Pair(NamedTuple):
 def test_what_json_can_not_say_is_refused(value: object) -> None:
     with pytest.raises(InvalidValueError):
         encode(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Bag(b"\xff"),
+        Bag({1}),
+        Bag([frozenset()]),
+        Bag({"a": bytearray()}),
+        Bag(Bag([b""])),
+        Bag(Point(b"", 1)),
+        [Bag({1})],
+    ],  # type: ignore[arg-type]
+    ids=repr,
+)
+def test_what_json_can_not_say_is_refused_inside_a_struct_too(value: object) -> None:
+    """V2: where msgspec would make a text or a list of it."""
+    with pytest.raises(InvalidValueError, match=r"at Bag\.things"):
+        encode(value)
+
+
+@pytest.mark.parametrize("inside", [lambda value: value, lambda value: {"a": [value]}, Bag, lambda value: Point(value, 1)])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime(1880, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")),
+        datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=timezone(timedelta(seconds=-1))),
+        datetime(2026, 1, 2, tzinfo=timezone(timedelta(microseconds=1))),
+        datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=-3, minutes=-30))),
+        datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
+    ],
+    ids=str,
+)
+def test_a_datetime_comes_back_as_the_same_instant(moment: datetime, inside: Callable[[object], object]) -> None:
+    """V1, V2: with whatever offset."""
+    value = inside(moment)
+    kinds = {dict: dict[str, list[datetime]], Bag: MomentBag, Point: MomentPoint, datetime: datetime}
+    back: Any = decode_as(encode(value), kinds[type(value)])
+    back = back["a"][0] if isinstance(back, dict) else getattr(back, "x", getattr(back, "things", back))
+    assert back.astimezone(UTC) == moment.astimezone(UTC)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [datetime(1, 1, 1), datetime(999, 1, 1, 1, 1, 1, 50, UTC), date(99, 1, 1), time(1, 2, 3), time(1, 2, 3, 5)],
+    ids=repr,
+)
+def test_times_have_the_form_that_orjson_gives_them(moment: object) -> None:
+    assert encode([moment]) == orjson.dumps([moment])
+
+
+def test_a_dataclass_is_stored_as_its_fields_and_nothing_else() -> None:
+    """V2: neither what it remembers nor what was attached to it, and no field is left out."""
+    disc = Disc(2.0)
+    assert math.isnan(disc.area)
+    disc.stray = b"bytes"  # type: ignore[attr-defined]
+
+    assert decode(encode(disc)) == {"radius": 2.0, "_kept": 7}
+    assert decode_as(encode(disc), Disc) == disc
+    del disc.radius
+    with pytest.raises(InvalidValueError, match="radius"):
+        encode([disc])
 
 
 def test_a_list_that_holds_itself_is_refused() -> None:
