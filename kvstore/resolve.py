@@ -49,7 +49,10 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
     cls = _named(name)
     _check_options(cls, options, complete=not is_url)
     try:
-        return cls.from_url(spec, **options) if is_url else cls(**options)
+        if not is_url:
+            return cls(**options)
+        scheme, colon, rest = spec.partition(":")
+        return cls.from_url(scheme.lower() + colon + rest, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the driver can't be made with these options: {error}", driver=_short(cls)) from error
 

@@ -34,6 +34,18 @@ def _bases(storage: Storage) -> dict[str, str]:
     return {mount.base: mount.driver.name for mount in storage.get_mounts()}
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        *(("MEMORY:", "memory"), ("SQLite:///a.db", "sqlite"), ("FILE:///a", "fs"), ("Diskcache:///a", "diskcache")),
+        *(("REDIS://h", "redis"), ("Valkey://h", "redis"), ("PostgreSQL://h/x", "postgresql"), ("MariaDB://h/x", "mysql")),
+        *(("MongoDB://h/x", "mongodb"), ("S3://bucket/x", "fsspec")),
+    ],
+)
+def test_the_scheme_of_a_url_is_taken_in_any_case(url: str, name: str) -> None:
+    assert _bases(create_storage(url)) == {"": name}
+
+
 # From where mounts come
 
 
