@@ -55,7 +55,7 @@ class Meta:
     expires_at: datetime | None
     """Aware, in UTC; None: never, or the driver does not tell (`capabilities.metadata`)."""
     etag: str
-    """Differs whenever the value was written in between."""
+    """Differs whenever the value was written in between; without `capabilities.metadata`, whenever the value differs."""
     custom: dict[str, Any]
     """What `set_meta` kept."""
 
