@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from kvstore.coalesce import Coalescer, backend_error
-from kvstore.driver import NOT_NOW, Capabilities, Driver, Event, Expect, NotNow, Write
+from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Write
 from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation
 from kvstore.expiry import Sweeper
 from kvstore.keys import below, past
@@ -49,6 +49,8 @@ class Mount:
         self._watchers = watchers
         self._sweeper = Sweeper(driver)
         self._updates: set[tuple[asyncio.Task[Any] | None, str]] = set()
+        self.pumps: dict[Listener, asyncio.Task[None]] = {}
+        """Who tells a listener of the changes by others, where the driver does."""
         self._over: str | None = None
         self._closing: asyncio.Task[None] | None = None
         self._coalescer: Coalescer | None = None
@@ -164,6 +166,8 @@ class Mount:
             raise ClosedError(reason)
 
         self._over = reason
+        for pump in self._pumping():
+            pump.cancel()
         # In place of the calls, so that they need not ask.
         self.read = self.has = self.write = self.read_now = self.write_now = refuse
 
@@ -181,11 +185,17 @@ class Mount:
     async def _close(self) -> None:
         try:
             await self._sweeper.aclose()
+            await asyncio.gather(*self._pumping(), return_exceptions=True)
             await (self._coalescer or self.driver).aclose()
         except Exception as error:
-            raise (known := self._at("aclose", error)) from known.__cause__
+            raise (known := self.at("aclose", error)) from known.__cause__
 
-    def _at(self, operation: str, error: Exception) -> KVStoreError:
+    def _pumping(self) -> list[asyncio.Task[None]]:
+        here = asyncio.get_running_loop()
+        return [pump for pump in self.pumps.values() if pump.get_loop() is here]
+
+    def at(self, operation: str, error: Exception) -> KVStoreError:
+        """`error` as one of the tree that says where it happened."""
         return backend_error(error).at(operation, None, self.base, self.driver.name)
 
 
@@ -305,31 +315,57 @@ class MountTable:
     @asynccontextmanager
     async def watch(self, prefix: str, strip: int) -> AsyncIterator[Listener]:
         """A listener for the keys that start with `prefix`, which it tells without their first `strip` characters."""
-        listener = Listener(prefix, strip)
-        async with AsyncExitStack() as stack:
-            for mount in self.touched(prefix):
-                if mount.capabilities.watch:
-                    watched = mount.driver.watch(prefix[len(mount.prefix) :])
-                    events = await mount.run(partial(stack.enter_async_context, watched), [])
-                    pump = asyncio.create_task(self._pump(listener, mount, events))
-                    stack.callback(pump.cancel)
-            self.watchers.listeners.append(listener)
+        listener, listeners = Listener(prefix, strip), self.watchers.listeners
+        try:
+            for began in self._listen(listener):
+                await began.wait()
+            listener.check()
+            listeners.append(listener)
+            self._listen(listener)  # to mounts that came meanwhile
             for mount in self._mounts:
                 mount.watched()
-            try:
-                yield listener
-            finally:
-                self.watchers.listeners.remove(listener)
-                for mount in self._mounts:
-                    mount.watched()
+            yield listener
+        finally:
+            if listener in listeners:
+                listeners.remove(listener)
+            for mount in self._mounts:
+                mount.watched()
+            pumps = [mount.pumps[listener] for mount in self._mounts if listener in mount.pumps]
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
 
-    async def _pump(self, listener: Listener, mount: Mount, events: AsyncIterator[Event]) -> None:
+    def _listen(self, listener: Listener) -> list[asyncio.Event]:
+        """Begins to tell `listener` of the changes by others, on every mount where that has not begun yet."""
+        return [
+            self._begin(listener, mount)
+            for mount in self.touched(listener.prefix)
+            if mount.capabilities.watch and listener not in mount.pumps
+        ]
+
+    def _begin(self, listener: Listener, mount: Mount) -> asyncio.Event:
+        """Set when it has begun, or is over."""
+        began = asyncio.Event()
+
+        def over(_: object) -> None:
+            del mount.pumps[listener]
+            began.set()
+
+        mount.pumps[listener] = asyncio.create_task(self._pump(listener, mount, began))
+        mount.pumps[listener].add_done_callback(over)
+        return began
+
+    async def _pump(self, listener: Listener, mount: Mount, began: asyncio.Event) -> None:
         try:
-            async for event in events:
-                if self.find(mount.prefix + event.key) is mount:
-                    listener.tell(event.kind, mount.prefix + event.key)
+            async with AsyncExitStack() as stack:
+                watched = mount.driver.watch(listener.prefix[len(mount.prefix) :])
+                events = await mount.run(partial(stack.enter_async_context, watched), [])
+                began.set()
+                async for event in events:
+                    if self.find(mount.prefix + event.key) is mount:
+                        listener.tell(event.kind, mount.prefix + event.key)
         except Exception as error:
-            listener.end(backend_error(error).at("watch", None, mount.base, mount.driver.name))
+            listener.end(mount.at("watch", error))
 
     def _arrange(self, mounts: list[Mount]) -> None:
         self._mounts = sorted(mounts, key=lambda mount: mount.prefix)
@@ -351,5 +387,7 @@ class MountTable:
             self._owners.append(mount)
         while around:
             leave()
+        for listener in self.watchers.listeners if mounts else ():
+            self._listen(listener)
         for routes in self._routes.values():
             routes.clear()

@@ -14,14 +14,17 @@ BUFFER = 100_000
 
 
 class Listener:
-    """One listener's events, in the order of the changes. An async iterator; it ends when the storage is closed."""
+    """One listener's events, in the order of the changes. An async iterator; it ends when the storage is closed.
+
+    Several tasks may share it: each event goes to one of them.
+    """
 
     def __init__(self, prefix: str, strip: int) -> None:
         self.prefix = prefix
         self._strip = strip
         self._events: deque[Event] = deque()
         self._end: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._told = asyncio.Event()
 
     def tell(self, kind: str, key: str) -> None:
         """Queues the change of a whole key, unless it lies elsewhere. Never waits and never fails."""
@@ -31,27 +34,27 @@ class Listener:
             self.end(BackendError(f"this watch fell {BUFFER:,} events behind and missed what came after them"))
             return
         self._events.append(Event("update" if kind == "update" else "remove", key[self._strip :]))
-        self._wake()
+        self._told.set()
 
     def end(self, reason: Exception) -> None:
         """After the events that are queued, iteration raises `reason`."""
         if self._end is None:
             self._end = reason
-            self._wake()
+            self._told.set()
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def check(self) -> None:
+        """Raises the reason for which it ended, if it did."""
+        if self._end is not None:
+            raise self._end
 
     def __aiter__(self) -> Listener:
         return self
 
     async def __anext__(self) -> Event:
         while not self._events:
-            if self._end is not None:
-                raise self._end
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self.check()
+            self._told.clear()
+            await self._told.wait()
         return self._events.popleft()
 
 

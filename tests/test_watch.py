@@ -141,6 +141,102 @@ async def test_a_driver_that_tells_of_changes_is_asked_for_them_and_left_in_the_
 
 
 @in_loop
+async def test_a_mount_that_is_taken_away_is_left_and_the_others_are_told_of_as_before() -> None:
+    """W1."""
+    for close in (True, False):
+        near, far = Telling(), Telling()
+        storage = create_storage(near).mount("far", far)
+        async with storage.watch() as events:
+            await storage.unmount("far", close=close)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert (near.watching, far.watching) == ([""], [])
+            near.channel.put_nowait(Event("update", "far:now of the other mount"))
+            assert await anext(events) == Event("update", "far:now of the other mount")
+            await storage.set_item("key", 1)
+            assert await anext(events) == Event("update", "key")
+        assert near.watching == []
+
+
+@in_loop
+async def test_a_mount_that_comes_later_is_asked_for_the_changes_of_others_too() -> None:
+    """W1."""
+    storage = create_storage()
+    async with storage.watch() as events, storage.watch("elsewhere") as others, storage.watch("late:base") as inner:
+        storage.mount("late", driver := Telling())
+        driver.channel.put_nowait(Event("update", "1"))
+        assert await anext(events) == Event("update", "late:1")
+        assert sorted(driver.watching) == ["", "base:"]
+        assert _told(others) == _told(inner) == []
+        await storage.unmount("late")
+        assert driver.watching == []
+        storage.mount("late", again := Telling())
+        again.channel.put_nowait(Event("remove", "2"))
+        assert await anext(events) == Event("remove", "late:2")
+    assert again.watching == []
+
+
+@in_loop
+async def test_a_parent_is_asked_once_the_mount_that_masked_it_is_taken_away() -> None:
+    """W1."""
+    storage = create_storage(driver := Telling()).mount("a", "memory")
+    async with storage.watch("a") as events:
+        assert driver.watching == []
+        await storage.unmount("a")
+        driver.channel.put_nowait(Event("update", "a:1"))
+        assert await anext(events) == Event("update", "a:1")
+
+
+@in_loop
+async def test_a_watch_leaves_its_drivers_before_they_are_closed() -> None:
+    class Closing(Telling):
+        left: bool | None = None
+
+        async def aclose(self) -> None:
+            self.left = not self.watching
+
+    storage = create_storage(driver := Closing())
+    async with storage.watch() as events:
+        await storage.aclose()
+        assert driver.left is True
+        assert [event async for event in events] == []
+
+
+@in_loop
+async def test_a_watch_that_can_not_begin_raises_where_it_is_entered() -> None:
+    """E1."""
+
+    class Away(Telling):
+        async def connect(self) -> None:
+            raise BackendUnavailable("down")
+
+    storage = create_storage().mount("far", Away())
+    with pytest.raises(BackendUnavailable) as caught:
+        async with storage.watch():
+            pass
+    assert (caught.value.operation, caught.value.mount) == ("watch", "far")
+    assert storage._table.watchers.listeners == []
+
+
+@in_loop
+async def test_tasks_that_share_a_listener_share_its_events() -> None:
+    """W1: none waits while an event is queued."""
+    storage = create_storage()
+    async with storage.watch() as events, asyncio.timeout(5):
+        waiting = [asyncio.create_task(anext(events)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await storage.set_items({"a": 1, "b": 1})
+        told, [pending] = await asyncio.wait(waiting, timeout=0.1)
+        assert sorted(task.result().key for task in told) == ["a", "b"]
+        await storage.set_item("c", 1)
+        assert (await pending).key == "c"
+        ending = [asyncio.create_task(anext(events, None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await storage.aclose()
+        assert await asyncio.gather(*ending) == [None] * 3
+
+
+@in_loop
 async def test_a_watch_whose_backend_is_gone_raises_and_hurts_no_writer() -> None:
     driver = Telling()
     storage = create_storage(driver)
