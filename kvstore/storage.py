@@ -291,6 +291,14 @@ class Storage:
 
     # Many keys
 
+    @overload
+    async def get_items(self, keys: Iterable[str], default: Any = None, *, type: None = None) -> dict[str, Any]: ...
+    @overload
+    async def get_items(self, keys: Iterable[str], default: D, *, type: type[T]) -> dict[str, T | D]: ...
+    @overload
+    async def get_items(self, keys: Iterable[str], default: None = None, *, type: type[T]) -> dict[str, T | None]: ...
+    @overload
+    async def get_items(self, keys: Iterable[str], default: object = None, *, type: UnionType) -> dict[str, Any]: ...
     async def get_items(self, keys: Iterable[str], default: Any = None, *, type: Any = None) -> dict[str, Any]:
         """The values of `keys` in the order asked, across mounts; `default` for a missing one. `type` as for `get_item`."""
         items: dict[str, Any] = {}
@@ -374,6 +382,12 @@ class Storage:
             for key in page:
                 yield key
 
+    @overload
+    def iter_items(self, base: str = "", *, type: None = None) -> AsyncIterator[tuple[str, Any]]: ...
+    @overload
+    def iter_items(self, base: str = "", *, type: type[T]) -> AsyncIterator[tuple[str, T]]: ...
+    @overload
+    def iter_items(self, base: str = "", *, type: UnionType) -> AsyncIterator[tuple[str, Any]]: ...
     async def iter_items(self, base: str = "", *, type: Any = None) -> AsyncIterator[tuple[str, Any]]:
         """The keys below `base` with their values, in order, in constant memory."""
         absent = object()

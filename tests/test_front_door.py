@@ -77,6 +77,11 @@ async def main(storage: Storage, persistence: Persistence) -> None:
     user: User | None = await storage.get_item("a", type=User)
     numbers: list[int] = await storage.get_item("b", [], type=list[int])
     either: User | int | None = await storage.get_item("c", type=User | int)
+    users: dict[str, User | None] = await storage.get_items(["a"], type=User)
+    counts: dict[str, int] = await storage.get_items(["a"], 0, type=int)
+    either = (await storage.get_items(["a"], type=User | int))["a"]
+    names: list[str] = [user.name async for _, user in storage.iter_items(type=User)]
+    lengths: list[int] = [len(value) async for _, value in storage.iter_items()]
     image: Image | None = await persistence.images.get("i1")
     notes: list[Note] = (await persistence.repository(Note).list()).items
     message = {"id": "m1", "content": "hi"}
