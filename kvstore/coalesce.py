@@ -105,7 +105,7 @@ class Coalescer:
 
     def read_now(self, key: str) -> bytes | NotNow | None:
         """`Driver.read_now`, where nothing is under way: no coroutine and no batch on the way of a single read."""
-        if self._pending or self._flying or self._turns or self._crowded or self._loop is not asyncio.get_running_loop():
+        if self._pending or self._flying or self._turns or self._loop is not asyncio.get_running_loop():
             return NOT_NOW
         try:
             return self._driver.read_now(key)

@@ -32,6 +32,8 @@ from kvstore import (
     normalize_key,
     snapshot,
 )
+from kvstore.driver import NotNow
+from kvstore.drivers._fs.folders import Folders
 from kvstore.drivers._fs.footer import Footer, read_footer, tail
 from kvstore.drivers._fs.paths import tree_path
 from kvstore.drivers._fs.walk import _sorted
@@ -997,7 +999,7 @@ async def test_nothing_is_made_before_the_first_call(path: Path) -> None:
         ({}, "option 'path' is missing"),
         ({"path": ""}, "path is that of a directory, not ''"),
         ({"path": "a\0b"}, "path is that of a directory"),
-        ({"path": 7}, "expected str, bytes or os.PathLike object, not int"),
+        ({"path": 7}, "option 'path' is wrong"),
         ({"path": "x", "fsnc": True}, "no option 'fsnc'; did you mean 'fsync'"),
         ({"path": "x", "fsync": "yes"}, "option 'fsync' is wrong"),
         ({"path": "x", "layout": "tre"}, "layout"),
@@ -1034,24 +1036,74 @@ async def test_no_call_leaves_a_file_open(path: Path) -> None:
     os.mkfifo(path / "pipe")
     (path / "out").symlink_to("/")
     opened = len(os.listdir("/proc/self/fd"))
+    keys = ["file", "folder:file", "missing:key", "folder", "file:below", "pipe", "out:etc:hostname", "x" * 300, "new:key"]
     async with plain(path) as storage:
-        for key in (
-            "file",
-            "folder:file",
-            "missing:key",
-            "folder",
-            "file:below",
-            "pipe",
-            "out:etc:hostname",
-            "x" * 300,
-            "new:key",
-        ):
-            for _ in range(3):
+        for turn in range(4):
+            for key in keys:
                 calls = (storage.get_item(key), storage.get_meta(key), storage.set_item(key, 1), storage.add_item(key, 1))
                 await asyncio.gather(*calls, storage.remove_item(key), storage.get_keys(key), return_exceptions=True)
-        working = len(os.listdir("/proc/self/fd"))
-        assert working <= opened + 1, "the directory itself"
+            working = len(os.listdir("/proc/self/fd"))
+            # The base, and each directory that was read from, by the event loop and by the thread.
+            assert working <= opened + 1 + 2 * 3, turn
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+@in_directory
+async def test_no_more_than_some_directories_are_kept_open(path: Path) -> None:
+    fill(path, {f"folder{number}/file": b"1" for number in range(200)})
+    opened = len(os.listdir("/proc/self/fd"))
+    async with plain(path) as storage:
+        for number in range(200):
+            assert await storage.get_item(f"folder{number}:file") == 1
+        assert len(os.listdir("/proc/self/fd")) < opened + 140
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
+@in_directory
+async def test_a_directory_that_another_takes_the_place_of_is_read_anew(path: Path) -> None:
+    fill(path, {"folder/file": b"1", "other/file": b"2"})
+    async with plain(path) as storage:
+        assert await storage.get_item("folder:file") == 1
+        os.rename(path / "folder", path / "old")
+        assert await storage.get_item("folder:file") is None
+        os.rename(path / "other", path / "folder")
+        assert await storage.get_item("folder:file") == 2
+
+
+@in_directory
+async def test_a_directory_that_becomes_a_link_out_of_the_base_is_not_followed_by_who_has_read_it(path: Path) -> None:
+    fill(path, {"base/folder/file": b"1", "outside/file": b'"secret"'})
+    async with plain(path / "base") as storage:
+        assert await storage.get_item("folder:file") == 1
+        os.rename(path / "base/folder", path / "base/old")
+        (path / "base/folder").symlink_to(path / "outside")
+        for _ in range(2):
+            with pytest.raises(BackendError, match="link out of"):
+                await storage.get_item("folder:file")
+        (path / "base/folder").unlink()
+        os.rename(path / "base/old", path / "base/folder")
+        (path / "base/folder/link").symlink_to(path / "outside/file")
+        with pytest.raises(BackendError, match="link out of"):
+            await storage.get_item("folder:link")
+        assert await storage.get_item("folder:file") == 1
+
+
+@in_directory
+async def test_L2_a_slow_disk_holds_the_event_loop_for_one_read_and_then_the_thread_waits_for_it(path: Path) -> None:
+    read, reads = Folders.read, {"loop": 0, "thread": 0}
+
+    def slow(self: Folders, folder: str, name: str) -> bytes | NotNow | None:
+        reads["loop" if threading.current_thread() is threading.main_thread() else "thread"] += 1
+        time.sleep(0.025)
+        return read(self, folder, name)
+
+    async with tree(path) as storage:
+        await storage.set_items({f"key{number}": number for number in range(10)})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Folders, "read", slow)
+            for number in range(5):
+                assert await storage.get_item(f"key{number}") == number
+        assert reads == {"loop": 1, "thread": 4}
 
 
 def test_a_driver_says_what_it_is(tmp_path: Path) -> None:

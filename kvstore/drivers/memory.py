@@ -20,6 +20,9 @@ _KEYS_PER_PASS = 2_000
 """About 4 ms of reads and writes."""
 _STEP = 2_000
 """Keys indexed, expired or freed at a time: about 5 ms."""
+_BLOCK = 4_096
+"""Bytes: what orjson encodes keeps a block of so many, until it is copied. Of all ways to copy this takes least, 50 ns."""
+_copied = b"".join
 
 
 class MemoryDriver(Driver):
@@ -67,7 +70,7 @@ class MemoryDriver(Driver):
         try:
             old = self._entries.get(key)
             if old is not None and expires_at is None and old[1] is None:
-                self._entries[key] = (data, None, time(), old[3])
+                self._entries[key] = (data if len(data) > _BLOCK else _copied((data, b"")), None, time(), old[3])
             else:
                 self._put(key, data, expires_at)
         finally:
@@ -204,6 +207,7 @@ class MemoryDriver(Driver):
         """True: the key was there."""
         old = self._entries.get(key)
         there = old is not None and (old[1] is None or old[1] > self.clock())
+        data = data if len(data) > _BLOCK else _copied((data, b""))
         self._entries[key] = (data, expires_at, time(), old[3] if there and old is not None else None)
         if expires_at is not None:
             self._expect(key, expires_at)

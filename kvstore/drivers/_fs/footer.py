@@ -54,8 +54,22 @@ def read_footer(descriptor: int) -> tuple[int, Footer]:
     if size > len(end):
         end = os.pread(descriptor, size, max(0, total - size))
     if size > len(end):
-        raise CorruptValueError("the file ends in a footer that is longer than the file")
+        raise _too_long()
     return total - size, _parse(end[-size:-_TAIL])
+
+
+def split(whole: bytes) -> tuple[bytes, Footer]:
+    """The value and the footer of a file that was read as a whole."""
+    size = _size(whole)
+    if not size:
+        return whole, _NONE
+    if size > len(whole):
+        raise _too_long()
+    return whole[:-size], _parse(whole[-size:-_TAIL])
+
+
+def _too_long() -> CorruptValueError:
+    return CorruptValueError("the file ends in a footer that is longer than the file")
 
 
 def _size(end: bytes) -> int:

@@ -23,6 +23,7 @@ PRIVATE = ".kvstore"
 _MAX_NAME = 200
 _MAX_PLAIN = 255
 _UNSAFE = re.compile(rb"[^a-z0-9_.-]")
+_SAFE = re.compile(r"[a-z0-9_-](?:[a-z0-9_.-]*[a-z0-9_-])?")
 _SEPARATOR = re.compile(r"[:/\0]")
 # Reserved on Windows with any extension.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(?=\.|$)")
@@ -53,6 +54,14 @@ def segment_path(segment: str, *, folder: bool) -> list[str]:
     """The names of one segment, most often one."""
     *parts, last = _parts(segment)
     return [*(_escape(part, MORE) for part in parts), _escape(last, "" if folder else SUFFIX)]
+
+
+def as_it_is(name: str, *, folder: bool) -> str | None:
+    """The segment that a name says where it is spelled as it is, as most are. None: `tree_text` has to look."""
+    bare = name if folder else name[: -len(SUFFIX)] if name.endswith(SUFFIX) else ""
+    if _SAFE.fullmatch(bare) and len(bare) <= _MAX_NAME and not (folder and bare.endswith(SUFFIX)) and not _DEVICE.match(bare):
+        return bare
+    return None
 
 
 def tree_text(name: str, *, folder: bool) -> tuple[str, bool] | None:

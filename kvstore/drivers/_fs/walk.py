@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from kvstore.drivers._fs.base import Base
 from kvstore.drivers._fs.files import ABSENT
-from kvstore.drivers._fs.paths import PRIVATE, segment_path, tree_folders, tree_text
+from kvstore.drivers._fs.paths import PRIVATE, as_it_is, segment_path, tree_folders, tree_text
 from kvstore.keys import is_key
 
-_CACHED = 64
+_CACHED = 200_000
+"""Names that are remembered at the most, some 30 MB."""
 _RACY = 50_000_000
 """Nanoseconds: a directory that changed less than this before it was listed may change again without its time showing it."""
 _SECOND = 1_000_000_000
@@ -43,6 +44,7 @@ class Walk:
         self.at_root = True
         self._plain = plain
         self._listings: OrderedDict[str, tuple[tuple[int, int], _Listing]] = OrderedDict()
+        self._names = 0  # remembered
         self._settled = True  # whether a directory's own time tells of every change to its listing
 
     def keys(self, prefix: str, after: str | None = None, reverse: bool = False) -> Iterator[str]:
@@ -77,6 +79,8 @@ class Walk:
             if cached is not None and cached[0] == version:
                 self._listings.move_to_end(folder)
                 return cached[1]
+            if cached is not None:
+                self._forget(folder)
             began, self._settled = time.time_ns(), True
             entries = _sorted(self._entries(folder))
         except OSError as error:
@@ -88,9 +92,14 @@ class Walk:
         racy = _RACY if about.st_ctime_ns % _SECOND else 2 * _SECOND  # some file systems tell seconds only
         if self._settled and began - about.st_ctime_ns > racy:
             self._listings[folder] = (version, listing)
-            if len(self._listings) > _CACHED:
-                self._listings.popitem(last=False)
+            self._names += len(listing.names) + 1
+            while self._names > _CACHED and len(self._listings) > 1:
+                self._forget(next(iter(self._listings)))
         return listing
+
+    def _forget(self, folder: str) -> None:
+        _, listing = self._listings.pop(folder)
+        self._names -= len(listing.names) + 1
 
     def _entries(self, folder: str) -> Iterator[_Entry]:
         with os.scandir(folder) as found:
@@ -101,6 +110,11 @@ class Walk:
                     is_folder = entry.is_dir(follow_symlinks=False)
                     if ":" not in entry.name and (is_folder or self._is_file(entry)):
                         yield entry.name + ":" * is_folder, entry.name
+                    continue
+                is_folder = entry.is_dir(follow_symlinks=False)
+                same = as_it_is(entry.name, folder=is_folder)
+                if same is not None and (is_folder or entry.is_file(follow_symlinks=False)):
+                    yield same + ":" * is_folder, entry.name
                     continue
                 for text, path, is_folder in self._segments(entry):
                     if segment_path(text, folder=is_folder) == path:
