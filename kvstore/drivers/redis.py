@@ -280,14 +280,19 @@ class RedisDriver(Driver):
 
     async def clear(self, prefix: str) -> int:
         if not self._index:
-            keys = await self._scanned(prefix)
-            return sum(await self.write([(key, None, None) for key in keys]) or ()) if keys else 0
+            return await self._remove(await self._scanned(prefix))
         low, high = _bounds(prefix)
         count = 0
         while keys := await self._script(scripts.CLEAR, low, high, writes=True):
             count += len(keys)
             low = "(" + keys[-1].decode()
         return count
+
+    async def _remove(self, keys: Sequence[str]) -> int:
+        total = 0
+        for start in range(0, len(keys), PAGE):
+            total += sum(await self.write([(key, None, None) for key in keys[start : start + PAGE]]) or ())
+        return total
 
     async def sweep(self) -> int | None:
         due = await self._script(scripts.SWEEP) if self._index else []
