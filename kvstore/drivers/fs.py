@@ -16,7 +16,7 @@ from kvstore.driver import NOT_NOW, PAGE, Batch, Capabilities, Driver, Expect, N
 from kvstore.drivers._fs.base import Base
 from kvstore.drivers._fs.files import Files, read, told
 from kvstore.drivers._fs.folders import Folders
-from kvstore.drivers._fs.footer import Footer, read_footer, split, tail
+from kvstore.drivers._fs.footer import MARK, Footer, read_footer, split, tail
 from kvstore.drivers._fs.markers import Markers
 from kvstore.drivers._fs.paths import plain_path, tree_path
 from kvstore.drivers._fs.walk import Walk
@@ -121,7 +121,7 @@ class FsDriver(Driver):
 
     def _read_small(self, key: str, folders: Folders) -> bytes | NotNow | None:
         data = folders.read(*self._path(key))
-        if self._plain or not isinstance(data, bytes):
+        if self._plain or not isinstance(data, bytes) or not data.endswith(MARK):
             return data
         value, footer = split(data)
         return None if footer.expires_at is not None and footer.expires_at <= self.clock() else value

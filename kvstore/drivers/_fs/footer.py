@@ -16,8 +16,9 @@ import msgspec
 
 from kvstore.errors import CorruptValueError
 
-_MARK = b"#kvstore"
-_TAIL = 8 + len(_MARK)
+MARK = b"#kvstore"
+"""What a file with a footer ends with."""
+_TAIL = 8 + len(MARK)
 _GUESS = 512
 _LENGTH = re.compile(rb"[0-9a-f]{8}")
 
@@ -35,10 +36,10 @@ _decode = msgspec.json.Decoder(Footer).decode
 
 def tail(data: bytes, footer: Footer) -> bytes:
     """What to put behind the value `data`, empty where there is nothing to say."""
-    if footer == _NONE and not data.endswith(_MARK):
+    if footer == _NONE and not data.endswith(MARK):
         return b""
     text = b"\n" + msgspec.json.encode(footer)
-    return b"%b%08x%b" % (text, len(text), _MARK)
+    return b"%b%08x%b" % (text, len(text), MARK)
 
 
 def read_footer(descriptor: int) -> tuple[int, Footer]:
@@ -73,9 +74,9 @@ def _too_long() -> CorruptValueError:
 
 
 def _size(end: bytes) -> int:
-    if not end.endswith(_MARK):
+    if not end.endswith(MARK):
         return 0
-    length = end[-_TAIL : -len(_MARK)]
+    length = end[-_TAIL : -len(MARK)]
     if not _LENGTH.fullmatch(length):
         raise CorruptValueError("the file ends in a footer without a length")
     return int(length, 16) + _TAIL
