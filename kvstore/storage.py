@@ -89,7 +89,7 @@ class Storage:
         """Keeps the keys below `base` in `driver`, named as for `create_storage`. Returns this storage.
 
         `ttl` is the mount's default; `read_only` refuses every write; the other options are the driver's. Raises
-        `ConfigError` for a base that is taken, or an option that neither the mount nor the driver has.
+        `ConfigError` for a base that is taken, a driver that is mounted already, or an option that neither knows.
         """
         base = normalize_base(base, self._prefix)
         instance = resolve_driver(driver, options)
