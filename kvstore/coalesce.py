@@ -4,6 +4,7 @@ Idle, a call goes straight through to the driver in its caller's task. Busy, cal
 whenever a batch ends, all that may start now start together: reads as one `read`, writes as one `write`. A call may start
 when no earlier, unfinished call concerns the same key and one of the two writes; so calls on one key take effect in order.
 
+A driver may have several lanes: then a crowd is parted among them, so that neither it nor its server waits idle for the other.
 After a batch of several calls the next one waits for the end of its pass of the event loop, for those who were answered
 together mostly come again together: a crowd that sent its first call ahead would make two round trips of every one.
 """
@@ -11,7 +12,7 @@ together mostly come again together: a crowd that sent its first call ahead woul
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, Literal, TypeVar
@@ -81,6 +82,7 @@ class Coalescer:
 
     def __init__(self, driver: Driver, connected: Callable[[], None] = lambda: None) -> None:
         self._driver = driver
+        self._lanes = driver.lanes
         self._connected = connected
         self._notify: Notify | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -89,7 +91,7 @@ class Coalescer:
 
     def _reset(self) -> None:
         self._pending: deque[_Call[Any]] = deque()
-        self._flying: dict[_Kind, Collection[str]] = {}  # the keys of the one batch in flight of each kind
+        self._flying: dict[_Kind, list[Collection[str]]] = {}  # by kind the keys of each batch in flight
         self._turns: list[_Call[Any]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn_over: asyncio.Future[None] | None = None  # what closing waits for
@@ -116,7 +118,7 @@ class Coalescer:
         """`Driver.write_now`, where nothing is under way and nobody watches. Where it has to queue, what to wait for."""
         if self._loop is not asyncio.get_running_loop():
             return False
-        if self._pending or self._crowded or "write" in self._flying:  # no coroutine more on the way of a crowd
+        if self._pending or self._crowded or self._is_full("write"):  # no coroutine more on the way of a crowd
             return self._queued(_Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
         if self._flying or self._turns or self._notify is not None:
             return False
@@ -141,16 +143,16 @@ class Coalescer:
             self._pending
             or (self._crowded and turn is None)
             or not self._is_free(turn)
-            or (flying and (kind in flying or not _apart(flying.get("write", ()), keys)))
+            or (flying and (self._is_full(kind) or not _apart(flying.get("write", ()), keys)))
         ):
             return await self._queued(_Call(kind, keys, self._future(), turn=turn))
-        flying[kind] = keys
+        flying.setdefault(kind, []).append(keys)
         try:
             return await ask(keys)
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
         finally:
-            self._landed(kind)
+            self._landed(kind, keys)
 
     async def write(
         self, writes: Sequence[Write], expect: Expect | None = None, *, turn: Turn | None = None
@@ -167,17 +169,17 @@ class Coalescer:
             or (self._crowded and turn is None)
             or not self._is_free(turn)
             or self._notify
-            or (flying and not _all_apart(flying, keys))
+            or (flying and (self._is_full("write") or not all(_apart(batches, keys) for batches in flying.values())))
         ):
             call = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect, turn=turn)
             return await self._queued(call)
-        flying["write"] = keys
+        flying.setdefault("write", []).append(keys)
         try:
             return await self._driver.write(writes, expect)
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
         finally:
-            self._landed("write")
+            self._landed("write", keys)
 
     @asynccontextmanager
     async def turn(self, keys: Sequence[str] | None, *, mutates: bool) -> AsyncIterator[Turn]:
@@ -270,19 +272,40 @@ class Coalescer:
 
     def _queued(self, call: _Call[R]) -> asyncio.Future[R]:
         self._pending.append(call)
-        if call.kind not in self._flying and not self._dispatching:
-            self._dispatching = True  # once a pass, however many calls come in it
-            asyncio.get_running_loop().call_soon(self._dispatch)
+        if not self._is_full(call.kind):
+            self._dispatch_soon()
         return call.done
+
+    def _dispatch_soon(self) -> None:
+        """At the end of this pass of the event loop, once, however many calls come in it."""
+        if not self._dispatching:
+            self._dispatching = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _is_free(self, turn: Turn | None) -> bool:
         """Whether no turn but this one is taken."""
         return not self._turns if turn is None else len(self._turns) == 1
 
-    def _landed(self, kind: _Kind) -> None:
-        self._flying.pop(kind, None)
+    def _is_full(self, kind: _Kind) -> bool:
+        """Whether no batch more of this kind may start."""
+        batches = self._flying.get(kind)
+        return batches is not None and len(batches) >= self._lanes
+
+    def _share(self, kind: _Kind, waiting: int) -> int:
+        """How many calls the next batch may have, so that all lanes have as many."""
+        return -(-(waiting + sum(map(len, self._flying.get(kind, ())))) // self._lanes)
+
+    def _landed(self, kind: _Kind, keys: Collection[str]) -> None:
+        self._remove(kind, keys)
         if self._pending:
             self._dispatch()
+
+    def _remove(self, kind: _Kind, keys: Collection[str]) -> None:
+        batches = self._flying.get(kind, [])
+        if keys in batches:  # else all was reset meanwhile
+            batches.remove(keys)
+            if not batches:
+                del self._flying[kind]
 
     def _dispatch(self) -> None:
         """Starts all waiting calls that may start, in the order in which they came."""
@@ -295,25 +318,36 @@ class Coalescer:
             self._dispatch_unlike()
 
     def _dispatch_alike(self, kind: _Kind) -> None:
-        """Where all that wait, and all that fly, are of one kind: the first that make up a batch, as most often in a crowd."""
-        if kind in self._flying:
-            return
-        calls: list[_Call[Any]] = []
-        room = MAX_BATCH_KEYS
-        while self._pending and room > 0:
-            call = self._pending.popleft()
-            if not call.done.done():  # not cancelled before it began
+        """Where all that wait, and all that fly, are of one kind, as most often in a crowd."""
+        while self._pending and not self._is_full(kind):
+            # Of calls that this batch must not pass.
+            held: set[str] = set().union(*self._flying.get(kind, ())) if kind == "write" else set()
+            calls: list[_Call[Any]] = []
+            waiting: list[_Call[Any]] = []
+            room, share = MAX_BATCH_KEYS, self._share(kind, len(self._pending))
+            while self._pending and room > 0 and len(calls) < share:
+                call = self._pending.popleft()
+                if call.done.done():  # cancelled before it began
+                    continue
+                if held and not held.isdisjoint(call.keys or ()):
+                    waiting.append(call)
+                    held.update(call.keys or ())
+                    continue
                 calls.append(call)
                 room -= _weight(call)
-        if calls:
+            self._pending.extendleft(reversed(waiting))
+            if not calls:
+                return
             self._start(kind, calls)
 
     def _dispatch_unlike(self) -> None:
         # Of earlier calls; stuck: written by one that a write must not pass.
         read, written, stuck = _Keys(), _Keys(), _Keys()
         flying = self._flying
-        for one, held in flying.items():
+        for one, held in [(one, held) for one, batches in flying.items() for held in batches]:
             (written if one == "write" else read).add(held)
+            if one == "write":
+                stuck.add(held)
         for turn in self._turns:
             if turn.mutates:
                 written.add(turn.keys)
@@ -321,6 +355,8 @@ class Coalescer:
             elif turn.keys is not None:  # a listing holds nobody up
                 read.add(turn.keys)
         batches: dict[_Kind, list[_Call[Any]]] = {"read": [], "has": [], "write": []}
+        kinds = Counter(call.kind for call in self._pending)
+        share = {kind: 0 if self._is_full(kind) else self._share(kind, kinds[kind]) for kind in batches}
         room: dict[_Kind, int] = dict.fromkeys(batches, MAX_BATCH_KEYS)
         waiting: deque[_Call[Any]] = deque()
         for call in self._pending:
@@ -339,13 +375,13 @@ class Coalescer:
                     read.add(keys)
             elif mutates:
                 free = call.turn or (not (read.all or stuck.all) and read.some.isdisjoint(keys) and stuck.some.isdisjoint(keys))
-                start = bool(free) and kind not in flying and room[kind] > 0
+                start = bool(free) and len(batches[kind]) < share[kind] and room[kind] > 0
                 written.some.update(keys)
                 if not start:
                     stuck.some.update(keys)
             else:
                 free = call.turn or (not written.all and written.some.isdisjoint(keys))
-                start = bool(free) and kind not in flying and room[kind] > 0
+                start = bool(free) and len(batches[kind]) < share[kind] and room[kind] > 0
                 read.some.update(keys)
             if not start:
                 waiting.append(call)
@@ -356,22 +392,25 @@ class Coalescer:
         for kind, calls in batches.items():
             if calls:
                 self._start(kind, calls)
+        if any(calls and kinds[kind] > len(calls) and not self._is_full(kind) for kind, calls in batches.items()):
+            self._dispatch_unlike()
 
     def _start(self, kind: _Kind, calls: list[_Call[Any]]) -> None:
         self._crowded = len(calls) > 1
-        self._flying[kind] = {key for call in calls for key in call.keys or ()}
-        task = asyncio.get_running_loop().create_task(self._fly(kind, calls))
+        keys = {key for call in calls for key in call.keys or ()}
+        self._flying.setdefault(kind, []).append(keys)
+        task = asyncio.get_running_loop().create_task(self._fly(kind, calls, keys))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _fly(self, kind: _Kind, calls: list[_Call[Any]]) -> None:
+    async def _fly(self, kind: _Kind, calls: list[_Call[Any]], keys: Collection[str]) -> None:
         try:
             outcomes = await self._run(kind, calls)
         except Exception as error:
             outcomes = await self._run_singly(kind, calls, backend_error(error))
         finally:
-            self._flying.pop(kind, None)
-        if self._pending:
+            self._remove(kind, keys)
+        if len(self._pending) >= len(calls):  # else it waits for those who are answered now, and may come again
             self._dispatch()
         if kind == "write" and self._notify is not None:
             for call, outcome in zip(calls, outcomes, strict=True):
@@ -385,6 +424,8 @@ class Coalescer:
                     call.done.set_result(outcome)
             if place % ANSWERS_PER_PASS == 0:  # or a thousand tasks would all go on in one pass
                 await asyncio.sleep(0)
+        if self._pending:
+            self._dispatch_soon()
 
     async def _run(self, kind: _Kind, calls: Sequence[_Call[Any]]) -> Sequence[Any]:
         if kind == "write":
@@ -457,12 +498,8 @@ def backend_error(error: Exception) -> KVStoreError:
     return wrapped
 
 
-def _apart(flying: Collection[str], keys: Sequence[str]) -> bool:
-    return all(key not in flying for key in keys)
-
-
-def _all_apart(flying: dict[_Kind, Collection[str]], keys: Sequence[str]) -> bool:
-    return "write" not in flying and all(_apart(others, keys) for others in flying.values())
+def _apart(batches: Iterable[Collection[str]], keys: Sequence[str]) -> bool:
+    return not any(key in held for held in batches for key in keys)
 
 
 def _weight(call: _Call[Any]) -> int:

@@ -105,6 +105,9 @@ class Driver(ABC):
     clock: Callable[[], int] = staticmethod(now_ms)
     """Tells the time in milliseconds since 1970. Tests set it on the instance."""
 
+    lanes: int = 1
+    """How many batches of reads, and how many of writes, are given to the driver at once; those of writes share no key."""
+
     @property
     def name(self) -> str:
         """The short name that errors show: the module's, such as `sqlite`."""

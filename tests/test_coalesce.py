@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 from running import in_loop
@@ -425,3 +426,113 @@ async def test_an_update_takes_effect_in_the_order_in_which_it_was_gathered() ->
         assert await storage.get_item("key") == 21
         await asyncio.gather(storage.update_item("key", lambda value: MISSING), storage.add_item("key", 30))
         assert await storage.get_item("key") == 30
+
+
+class TwoLanes(Recording):
+    lanes = 2
+
+
+@in_loop
+async def test_a_crowd_that_comes_again_together_is_one_batch_in_every_round() -> None:
+    driver = Recording()
+    storage = create_storage(driver)
+    await storage.set_item("first", 0)
+    driver.since()
+
+    async def task(number: int) -> None:
+        for turn in range(3):
+            await storage.set_item(f"key{number}", turn)
+
+    await asyncio.gather(*map(task, range(8)))
+    assert [len(keys) for _, keys in driver.since()] == [1, 7, 8, 8]
+
+
+@in_loop
+async def test_a_crowd_is_parted_among_the_lanes_of_a_driver() -> None:
+    driver = TwoLanes()
+    storage, first = await _busy(driver)
+    reads = [asyncio.create_task(storage.get_item(f"k{number}")) for number in range(9)]
+    await _settle()
+    # The first went at once, since a lane was free; the others wait for either.
+    assert driver.since() == [("read", ["k0"])]
+    driver.gate.set()
+    assert await asyncio.gather(*reads) == list(range(9))
+    await first
+    assert [len(keys) for _, keys in driver.since()] == [5, 3]
+
+
+@in_loop
+async def test_writes_of_one_key_never_fly_in_two_lanes() -> None:
+    driver = TwoLanes()
+    storage, first = await _busy(driver, "write")
+    same = [asyncio.create_task(storage.set_item("first", number)) for number in range(3)]
+    other = asyncio.create_task(storage.set_item("other", 1))
+    await _settle()
+    assert driver.since() == [("write", ["other"])]
+    driver.gate.set()
+    await asyncio.gather(first, other, *same)
+    assert {call for call, _ in driver.since()} == {"write"}
+    assert await storage.get_item("first") == 2
+
+
+class Unsteady(MemoryDriver):
+    """Memory whose calls take any time and are under way side by side."""
+
+    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
+    lanes = 3
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = Random(seed)
+
+    async def _wait(self) -> None:
+        for _ in range(self._random.randrange(6)):
+            await asyncio.sleep(0)
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        await self._wait()
+        found = await super().read(keys)
+        await self._wait()
+        return found
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        await self._wait()
+        found = await super().write(writes, expect)
+        await self._wait()
+        return found
+
+    async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
+        return await Driver.write_many(self, batches)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_A3_calls_that_are_gathered_take_effect_in_their_order_on_each_key_whatever_the_lanes(seed: int) -> None:
+    @in_loop
+    async def run() -> None:
+        random, model = Random(seed), dict[str, int]()
+        async with create_storage(Unsteady(seed)) as storage:
+            for _ in range(3):
+                calls, expected = [], list[object]()
+                for number in range(random.randrange(1, 40)):
+                    key = f"k{random.randrange(5)}"
+                    match random.randrange(6):
+                        case 0:
+                            calls.append(storage.get_item(key))
+                            expected.append(model.get(key))
+                        case 1:
+                            calls.append(storage.remove_item(key))
+                            expected.append(model.pop(key, None) is not None)
+                        case 2:
+                            calls.append(storage.add_item(key, number))
+                            expected.append(key not in model)
+                            model.setdefault(key, number)
+                        case 3:
+                            calls.append(storage.get_items(["k0", "k3"]))
+                            expected.append({"k0": model.get("k0"), "k3": model.get("k3")})
+                        case _:
+                            calls.append(storage.set_item(key, number))
+                            expected.append(None)
+                            model[key] = number
+                assert await asyncio.gather(*calls) == expected
+
+    run()

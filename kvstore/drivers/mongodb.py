@@ -53,6 +53,8 @@ class MongodbDriver(Driver):
             `BackendUnavailable` where there is none.
     """
 
+    lanes = 2
+
     def __init__(
         self,
         url: str | None = None,

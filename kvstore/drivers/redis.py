@@ -84,6 +84,8 @@ class RedisDriver(Driver):
         self._wire: Asked | None = None
         self._open = Lifetime()
         self._cluster = cluster
+        # When a slot moves, a cluster's client breaks off whatever else is under way on it.
+        self.lanes = 1 if cluster else 2
         self._index = index
         self._connect_timeout = connect_timeout
         self._timeout = timeout

@@ -40,6 +40,8 @@ class SqlDriver(Driver):
     capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, shared=True)
     server: ClassVar[type[Server]]
 
+    lanes = 2
+
     def __init__(
         self,
         url: str | None = None,
