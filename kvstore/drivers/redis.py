@@ -30,8 +30,8 @@ from kvstore.keys import is_key, past
 from kvstore.lifetime import Lifetime
 from kvstore.values import now_ms
 
-_CONNECTIONS = 8
-"""At once. More are never needed: calls that wait are merged into one. A pool that blocks by itself takes 30 µs a call."""
+_AT_ONCE = 8
+"""Calls. More are never needed: those that wait are merged into one. A pool that blocks by itself takes 30 µs a call."""
 _PIECE = 2**19
 """Bytes of a value that are sent or read at once."""
 _PART_SECONDS = 600
@@ -85,7 +85,7 @@ class RedisDriver(Driver):
         self._open = Lifetime()
         self._cluster = cluster
         # When a slot moves, a cluster's client breaks off whatever else is under way on it.
-        self.lanes = 1 if cluster else 2
+        self._at_once, self.lanes = (1, 1) if cluster else (_AT_ONCE, 2)
         self._index = index
         self._connect_timeout = connect_timeout
         self._timeout = timeout
@@ -100,7 +100,7 @@ class RedisDriver(Driver):
         self._writer = token_hex(8)
         self._arguments = (self._prefix, f"{self._own}of:", self._channel, self._writer, "1" if index else "0")
         self._ahead = 0
-        self._room = asyncio.Semaphore(_CONNECTIONS)
+        self._room = asyncio.Semaphore(self._at_once)
         self.clock = self._server_time
         self.capabilities = Capabilities(
             atomic=True, conditional=True, ordered=index, metadata=index, watch=True, shared=True, own_clock=False
@@ -135,7 +135,7 @@ class RedisDriver(Driver):
                 self._client = client = self._given
                 self._wire = wire = Asked(client)
             await self._open.begin(partial(_closed, wire, None if self._given is not None else client))
-            self._room = asyncio.Semaphore(_CONNECTIONS)
+            self._room = asyncio.Semaphore(self._at_once)
             await self._call(lambda client: client.time())  # connects, which takes its time
             before = now_ms()
             seconds, micros = await self._call(lambda client: client.time())

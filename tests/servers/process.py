@@ -65,6 +65,8 @@ class Server:
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
+        while not all(map(_stands_still, self._family())):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
@@ -83,11 +85,14 @@ class Server:
 
     def _signal(self, number: signal.Signals, *, all_of_it: bool = True) -> None:
         """To the process, and to those that it has started."""
-        if self._process is not None and self._process.poll() is None:
-            family = [self._process.pid, *(_children(self._process.pid) if all_of_it else ())]
-            for pid in family:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        for pid in self._family()[: None if all_of_it else 1]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _family(self) -> list[int]:
+        if self._process is None or self._process.poll() is not None:
+            return []
+        return [self._process.pid, *_children(self._process.pid)]
 
     def _end(self) -> None:
         if self._process is not None:
@@ -100,6 +105,15 @@ def _children(pid: int) -> list[int]:
     with suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether a signal to stop has reached all threads. Where there is no /proc it is believed to."""
+    with suppress(OSError):
+        for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+            if stat.read_text().rpartition(")")[2].split()[0] not in "tTZX":
+                return False
+    return True
 
 
 def stop_all() -> None:
