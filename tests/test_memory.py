@@ -120,3 +120,40 @@ def test_its_url_is_its_name_and_nothing_more() -> None:
     assert create_storage("memory:").get_mount("a").driver.name == "memory"
     with pytest.raises(ConfigError, match="memory:"):
         create_storage("memory://host/path")
+
+
+@in_loop
+async def test_tasks_that_share_what_may_be_done_in_a_pass_do_not_take_a_pass_for_every_call() -> None:
+    passes = 0
+
+    async def count() -> None:
+        nonlocal passes
+        while True:
+            passes += 1
+            await asyncio.sleep(0)
+
+    async with create_storage() as storage:
+
+        async def task(number: int) -> None:
+            for turn in range(2_500):
+                await storage.set_item(f"key{number}", turn)
+
+        counting = asyncio.create_task(count())
+        await asyncio.gather(*map(task, range(8)))
+        counting.cancel()
+    assert 5 <= passes <= 50  # 20,000 calls
+
+
+@in_loop
+async def test_A3_what_waits_for_the_next_pass_is_done_in_order_clears_and_listings_included() -> None:
+    async with create_storage() as storage:
+        await storage.set_items({f"a:{number}": number for number in range(3)})
+        await storage.get_keys()
+        used = [storage.set_item(f"b:{number}", number) for number in range(4_000)]  # more than a pass allows
+        calls = [storage.set_item("a:3", 3), storage.clear("a"), storage.set_item("a:4", 4), storage.get_keys("a")]
+        calls += [storage.clear(), storage.set_item("c", 1), storage.count()]
+        cancelled = asyncio.create_task(storage.clear("c"))
+        results = await asyncio.gather(*used, *calls)
+        cancelled.cancel()
+        assert results[len(used) :] == [None, 4, None, ["a:4"], 4_001, None, 1]
+        await storage.set_item("d", 1)  # nothing is held up for ever

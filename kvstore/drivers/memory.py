@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from time import time
-from typing import Self
+from typing import Self, TypeVar
 
 from sortedcontainers import SortedList
 
@@ -24,6 +26,11 @@ _BLOCK = 4_096
 """Bytes: what orjson encodes keeps a block of so many, until it is copied. Of all ways to copy this takes least, 50 ns."""
 _copied = b"".join
 
+T = TypeVar("T")
+
+_Entries = dict[str, tuple[bytes, int | None, float, bytes | None]]
+"""By key: data, expiry, time of the write in seconds, custom metadata."""
+
 
 class MemoryDriver(Driver):
     """Keeps everything in this process, as bytes, until it ends.
@@ -34,7 +41,7 @@ class MemoryDriver(Driver):
     capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False, inline=True)
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[bytes, int | None, float, bytes | None]] = {}
+        self._entries: _Entries = {}
         self._expiring: list[tuple[int, str]] = []  # a heap; what was overwritten stays in it until its time
         self._lock = threading.RLock()
         self._acquire, self._release = self._lock.acquire, self._lock.release
@@ -78,14 +85,16 @@ class MemoryDriver(Driver):
         return True
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        if not self._budget.spend(len(keys)):
-            await self._budget.wait(len(keys))
+        return await self._budget.run(partial(self._read, keys), len(keys))
+
+    def _read(self, keys: Sequence[str]) -> list[bytes | None]:
         with self._lock:  # no half of what another thread writes
             return [entry and entry[0] for entry in map(self._live, keys)]
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
-        if not self._budget.spend(len(writes)):
-            await self._budget.wait(len(writes))
+        return await self._budget.run(partial(self._write, writes, expect), len(writes))
+
+    def _write(self, writes: Sequence[Write], expect: Expect | None) -> list[bool] | None:
         found: list[bool] = []
         with self._lock:
             if expect:
@@ -103,8 +112,6 @@ class MemoryDriver(Driver):
         return found
 
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
-        if not self._budget.spend(limit // 8 + 1):
-            await self._budget.wait(limit // 8 + 1)
         low, high = prefix, past(prefix)
         open_low = False
         if after is not None and reverse:
@@ -113,30 +120,32 @@ class MemoryDriver(Driver):
             low, open_low = after, True
         if low >= high:
             return []
-        index = await self._settled()
-        found = index.irange(low, high, (not open_low, False), reverse)
-        with self._lock:
-            return [key for key, _ in zip(found, range(limit), strict=False)]
+
+        def page(index: SortedList) -> list[str]:
+            return list(islice(index.irange(low, high, (not open_low, False), reverse), limit))
+
+        return await self._look(page, limit // 8 + 1)
 
     async def aclose(self) -> None:
         self._entries, self._expiring = {}, []
         self._index, self._backlog, self._fresh = None, [], {}
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
-        if not self._budget.spend(len(keys)):
-            await self._budget.wait(len(keys))
-        return [self._live(key) is not None for key in keys]
+        return await self._budget.run(lambda: [self._live(key) is not None for key in keys], len(keys))
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
-        if not self._budget.spend(len(keys)):
-            await self._budget.wait(len(keys))
+        return await self._budget.run(partial(self._stat, keys), len(keys))
+
+    def _stat(self, keys: Sequence[str]) -> list[Stat | None]:
         return [
             entry and Stat(len(entry[0]), entry[2].hex(), int(entry[2] * 1000), entry[1], entry[3])
             for entry in map(self._live, keys)
         ]
 
     async def touch(self, key: str, expires_at: int | None) -> bool:
-        await self._budget.wait()
+        return await self._budget.run(partial(self._touch, key, expires_at))
+
+    def _touch(self, key: str, expires_at: int | None) -> bool:
         with self._lock:
             entry = self._live(key)
             if entry is None:
@@ -147,7 +156,9 @@ class MemoryDriver(Driver):
             return True
 
     async def set_meta(self, key: str, custom: bytes | None) -> bool:
-        await self._budget.wait()
+        return await self._budget.run(partial(self._set_meta, key, custom))
+
+    def _set_meta(self, key: str, custom: bytes | None) -> bool:
         with self._lock:
             entry = self._live(key)
             if entry is not None:
@@ -156,24 +167,34 @@ class MemoryDriver(Driver):
 
     async def count(self, prefix: str) -> int:
         if not prefix and not self._expiring:
-            return len(self._entries)
-        index = await self._settled()
-        return len(range(*_range(index, prefix)))
+            return await self._budget.run(lambda: len(self._entries))
+        return await self._look(lambda index: len(range(*_range(index, prefix))))
 
     async def clear(self, prefix: str) -> int:
-        await self._budget.wait()
         if not prefix:
-            return await self._clear_all()
-        count = 0
-        with self._budget.hold():  # what is written from now on stays
-            index = await self._settled()
-            while removed := self._clear_some(index, prefix):
-                count += removed
+            return await self._free(*await self._budget.run(self._taken))
+        count, held = 0, False
+
+        def hold() -> None:  # what is written from now on stays
+            nonlocal held
+            self._budget.hold()
+            held = True
+
+        try:
+            await self._budget.run(hold)
+            while (removed := self._clear_some(prefix)) is None or removed:
+                count += removed or 0
                 await asyncio.sleep(0)
+        finally:
+            if held:
+                self._budget.release()
         return count
 
-    def _clear_some(self, index: SortedList, prefix: str) -> int:
+    def _clear_some(self, prefix: str) -> int | None:
         with self._lock:
+            index = self._settled()
+            if index is None:
+                return None
             start, stop = _range(index, prefix)
             stop = min(stop, start + _STEP)
             for key in index[start:stop]:
@@ -181,11 +202,14 @@ class MemoryDriver(Driver):
             del index[start:stop]
         return stop - start
 
-    async def _clear_all(self) -> int:
+    def _taken(self) -> tuple[_Entries, int]:
+        """All there is, which is no more, and when."""
         with self._lock:
             gone, self._entries, self._expiring = self._entries, {}, []
             self._index, self._backlog, self._fresh = None, [], {}
-            now = self.clock()
+            return gone, self.clock()
+
+    async def _free(self, gone: _Entries, now: int) -> int:
         count = 0
         while gone:  # freeing a million values at once would take a while
             for _ in range(min(_STEP, len(gone))):
@@ -239,21 +263,27 @@ class MemoryDriver(Driver):
                     self._drop(key)
         return True
 
-    async def _settled(self) -> SortedList:
-        """The index, with every key in it that is there now and none else. Built in steps that leave the event loop alive."""
+    async def _look(self, look: Callable[[SortedList], T], units: int = 1) -> T:
+        """What `look` finds in the index, with every key in it that is there now and none else."""
+
+        def now() -> T | NotNow:
+            with self._lock:
+                index = self._settled()
+                return NOT_NOW if index is None else look(index)
+
+        found = await self._budget.run(now, units)
+        while found is NOT_NOW:
+            await asyncio.sleep(0)
+            found = now()
+        return found
+
+    def _settled(self) -> SortedList | None:
+        """The index. None: it is not built yet, but nearer to it by a step."""
         with self._lock:
             if self._index is None:
                 self._index, self._backlog, self._fresh = SortedList(), list(self._entries), {}
-        while True:
-            with self._lock:
-                index = self._index
-                more = self._index_some(index) if index is not None else True
-                more = self._expire() or more
-                if not more and index is not None:
-                    return index
-            if index is None:
-                return await self._settled()
-            await asyncio.sleep(0)
+            more = self._index_some(self._index)
+            return None if self._expire() or more else self._index
 
     def _index_some(self, index: SortedList) -> bool:
         """Moves some of the backlog, then of the fresh keys into the index; True: there is more."""
