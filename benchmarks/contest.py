@@ -93,6 +93,8 @@ class Contest:
         self._warmed[name] = taken["seconds"] / taken["calls"] * 1e6
         if not step:
             return
+        if step == 1:  # once more, without what is done the first time alone, such as to build an index
+            taken = await self._ask(name, worker, step)
         if taken["seconds"] < self._settings.seconds / 20:  # once more, with what can be timed
             step *= max(1, min(20, self._work.most // step))
             taken = await self._ask(name, worker, step)
