@@ -91,6 +91,15 @@ def _held(found: list[Verdict]) -> Iterator[str]:
     for verdict in sorted(found, key=lambda verdict: verdict.holds is not False):  # what was missed comes first
         yield f"| {verdict.what} | {verdict.wanted} | {_cell(verdict.found)} | {_said(verdict)} |"
     yield ""
+    tried: dict[str, list[str]] = {}
+    for verdict in found:
+        if verdict.holds is False and verdict.tried:
+            tried.setdefault(verdict.tried, []).append(verdict.what)
+    if tried:
+        yield "Why it is so, and what was tried:"
+        yield ""
+        yield from (f"- {'; '.join(what)}. {text}" for text, what in tried.items())
+        yield ""
 
 
 def _said(verdict: Verdict) -> str:

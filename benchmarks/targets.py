@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from benchmarks.quantities import measure
 from benchmarks.results import Part, Results, Row
+from benchmarks.tried import TRIED
 
 PAUSE = 30.0
 GROWTH = 1.5
@@ -75,6 +76,7 @@ class Verdict:
     found: str
     holds: bool | None
     """None: it was not measured, and `found` says why."""
+    tried: str = ""
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -86,7 +88,8 @@ def verdicts(results: Results) -> list[Verdict]:
 def _held(results: Results, target: Target) -> Iterator[Verdict]:
     if part := results.parts.get(target.part):
         for name in target.rows.split():
-            yield _judged(target, part, part.row(name))
+            told = [text for (named, rows), text in TRIED.items() if named == target.part and name in rows.split()]
+            yield replace(_judged(target, part, part.row(name)), tried=" ".join(told))
 
 
 def _judged(target: Target, part: Part, row: Row) -> Verdict:
