@@ -45,6 +45,8 @@ class TickBudget:
             return call()
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.append((units, call, done))
+        if not self._held:  # any more: another thread may have released it just now
+            self._refill_soon()
         return await done
 
     def hold(self) -> None:
@@ -79,9 +81,9 @@ class TickBudget:
         return False
 
     def _refill_soon(self) -> None:
-        if not self._refilling and self._loop is not None:
+        if not self._refilling and self._loop is not None and not self._loop.is_closed():
             self._refilling = True
-            self._loop.call_soon(self._refill)
+            self._loop.call_soon_threadsafe(self._refill)  # another thread's clear may have held this one's calls up
 
     def _refill(self) -> None:
         self._refilling = False

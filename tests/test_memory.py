@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,33 @@ async def test_A3_what_waits_for_the_next_pass_is_done_in_order_clears_and_listi
         cancelled.cancel()
         assert results[len(used) :] == [None, 4, None, ["a:4"], 4_001, None, 1]
         await storage.set_item("d", 1)  # nothing is held up for ever
+
+
+def test_a_clear_in_one_thread_holds_up_no_other_thread_for_ever() -> None:
+    storage = create_storage()
+    failures: list[BaseException] = []
+
+    async def clear() -> None:
+        for _ in range(30):
+            await storage.set_items({f"a:{number}": number for number in range(3_000)})
+            await storage.clear("a")
+
+    async def write() -> None:
+        for number in range(30):
+            await asyncio.gather(*(storage.set_item(f"b:{key}", number) for key in range(300)))
+            await asyncio.sleep(0.001)
+
+    def run(work: Callable[[], Coroutine[object, object, None]]) -> None:
+        try:
+            asyncio.run(asyncio.wait_for(work(), 30))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in (clear, write, write)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert asyncio.run(storage.count("b")) == 300
+    assert asyncio.run(storage.count("a")) == 0

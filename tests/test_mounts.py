@@ -409,3 +409,30 @@ async def test_a_driver_that_fails_to_close_does_not_keep_others_open() -> None:
         await storage.aclose()
     assert last.closed
     await storage.aclose()
+
+
+@in_loop
+async def test_a_key_that_was_used_goes_to_the_mount_that_comes_later_through_a_prefixed_storage_too() -> None:
+    async with create_storage() as storage:
+        below = prefix_storage(storage, "a")
+        await storage.set_item("a:b:key", "root")
+        assert await below.get_item("b:key") == "root"
+        storage.mount("a:b", "memory")
+        assert await below.get_item("b:key") is None
+        await below.set_item("b:key", "mount")
+        assert await storage.get_item("a:b:key") == "mount"
+        await storage.unmount("a:b")
+        assert await storage.get_item("a/b/key") == await below.get_item("b:key") == "root"
+
+
+@in_loop
+async def test_more_keys_than_a_storage_remembers_the_mounts_of_are_found_all_the_same() -> None:
+    async with create_storage() as storage:
+        storage.mount("m", "memory")
+        keys = [f"{'m:' * (number % 2)}key:{number}" for number in range(12_000)]
+        for number, key in enumerate(keys):
+            await storage.set_item(key, number)
+        for number, key in enumerate(keys):
+            assert await storage.get_item(key) == number
+        assert len(storage._routes) <= 10_000
+        assert await storage.count("m") == 6_000

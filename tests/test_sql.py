@@ -575,3 +575,20 @@ except MissingDependencyError as error:
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert f'pip install "kvstore[{kind.name}]"' in said
+
+
+def test_a_server_that_returns_no_rows_of_an_upsert_is_asked_what_was_there(tmp_path: Path) -> None:
+    """As MySQL is, and MariaDB before 10.5."""
+
+    @in_loop
+    async def main() -> None:
+        driver = MysqlDriver(mysql.url(), table=table(tmp_path))
+        async with create_storage(driver) as storage:
+            await storage.set_item("first", 1)
+            driver._server._tell = ""  # type: ignore[attr-defined]
+            for found in (False, True):
+                assert await driver.write([("one", b"1", None)]) == [found]
+                assert await driver.write([("a", b"1", None), ("first", b"2", None), ("b", b"3", None)]) == [found, True, found]
+            assert await storage.get_items(["one", "a", "first", "b"]) == {"one": 1, "a": 1, "first": 2, "b": 3}
+
+    main()

@@ -88,7 +88,7 @@ class _Mysql(Server):
         sets = [f'"custom" = CASE WHEN {lives} THEN "custom" END']
         sets += [f'"{name}" = {new[name]}' for name in ("revision", "value", "expires_at", "mtime")]
         self._on_duplicate = f"{alias} ON DUPLICATE KEY UPDATE {', '.join(sets)}"
-        # MySQL can't tell what an upsert found, and has to be asked before.
+        # MySQL can't tell what an upsert of several rows found, and has to be asked before.
         self._tell = ' RETURNING "key", "revision" & 1' if is_mariadb and number >= (10, 5) else ""
         [(at,)] = await connection.fetch("SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)")
         return int(at)
@@ -112,6 +112,8 @@ class _Mysql(Server):
         if is_one_statement and self._tell:
             told = await connection.fetch(self._upsert(rows, now) + self._tell)
             return {self.key_in(name) for name, was_there in told if was_there}
+        if is_one_statement and len(rows) == 1:  # MySQL counts an update twice
+            return {rows[0].key} if await connection.change(self._upsert(rows, now)) == 2 else set()
         if len(removes) == 1 and not rows:
             return set(removes) if await connection.change(self.sql.remove_one, self.key_out(removes[0]), now) else set()
         names = self.keys_out([*(row.key for row in rows), *removes])
