@@ -4,6 +4,9 @@ Idle, a call goes straight through to the driver in its caller's task. Busy, cal
 whenever a batch ends, all that may start now start together: reads as one `read`, writes as one `write`. A call may start
 when no earlier, unfinished call concerns the same key and one of the two writes; so calls on one key take effect in order.
 
+A write whose caller is cancelled goes on, so that it never happens after a later one: it runs in a task of its own, unless
+its driver sees to that (`Driver.cancellable`).
+
 A driver may have several lanes: then a crowd is parted among them, so that neither it nor its server waits idle for the other.
 After a batch of several calls the next one waits for the end of its pass of the event loop, for those who were answered
 together mostly come again together: a crowd that sent its first call ahead would make two round trips of every one.
@@ -83,6 +86,9 @@ class Coalescer:
     def __init__(self, driver: Driver, connected: Callable[[], None] = lambda: None) -> None:
         self._driver = driver
         self._lanes = driver.lanes
+        self._shields = not driver.cancellable
+        self._read_now = driver.read_now if goes_with(driver, "read_now", "read") else None
+        self._write_now = driver.write_now if goes_with(driver, "write_now", "write") else None
         self._connected = connected
         self._notify: Notify | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -105,27 +111,41 @@ class Coalescer:
 
     # The calls
 
-    def read_now(self, key: str) -> bytes | NotNow | None:
-        """`Driver.read_now`, where nothing is under way: no coroutine and no batch on the way of a single read."""
-        if self._pending or self._flying or self._turns or self._loop is not asyncio.get_running_loop():
+    def read_now(self, key: str) -> bytes | NotNow | Awaitable[list[bytes | None]] | None:
+        """`Driver.read_now`, where nothing is under way. In a crowd what to wait for, without a coroutine on the way."""
+        if self._loop is not asyncio.get_running_loop():
             return NOT_NOW
-        try:
-            return self._driver.read_now(key)
-        except Exception as error:
-            raise (known := backend_error(error)) from known.__cause__
+        if not (self._pending or self._flying or self._turns):
+            if self._read_now is not None:
+                try:
+                    data = self._read_now(key)
+                except Exception as error:
+                    raise (known := backend_error(error)) from known.__cause__
+                if data is not NOT_NOW:
+                    return data
+            if not self._crowded:
+                return NOT_NOW
+        elif not (self._pending or self._crowded or self._is_full("read")):
+            return NOT_NOW
+        return self._queued(_Call("read", (key,), self._future()))
 
     def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool | Awaitable[object]:
-        """`Driver.write_now`, where nothing is under way and nobody watches. Where it has to queue, what to wait for."""
+        """`Driver.write_now`, where nothing is under way and nobody watches. Else what to wait for, or False."""
         if self._loop is not asyncio.get_running_loop():
             return False
-        if self._pending or self._crowded or self._is_full("write"):  # no coroutine more on the way of a crowd
-            return self._queued(_Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
-        if self._flying or self._turns or self._notify is not None:
-            return False
-        try:
-            return self._driver.write_now(key, data, expires_at)
-        except Exception as error:
-            raise (known := backend_error(error)) from known.__cause__
+        if not (self._pending or self._crowded or self._is_full("write")):
+            if self._flying or self._turns or self._notify is not None:
+                return False
+            if self._write_now is not None:
+                try:
+                    if self._write_now(key, data, expires_at):
+                        return True
+                except Exception as error:
+                    raise (known := backend_error(error)) from known.__cause__
+            if not self._shields:
+                return False
+            return self._started(_Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
+        return self._queued(_Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
 
     def read(self, keys: Sequence[str], *, turn: Turn | None = None) -> Coroutine[Any, Any, list[bytes | None]]:
         return self._look("read", self._driver.read, keys, turn)
@@ -164,15 +184,16 @@ class Coalescer:
             keys = [*keys, *expect]
         # Where somebody watches, the write runs in a task of its own, so that a cancelled caller's change is told too.
         flying = self._flying
-        if (
+        busy = (
             self._pending
             or (self._crowded and turn is None)
             or not self._is_free(turn)
             or self._notify
             or (flying and (self._is_full("write") or not all(_apart(batches, keys) for batches in flying.values())))
-        ):
-            call = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect, turn=turn)
-            return await self._queued(call)
+        )
+        if busy or self._shields:
+            call: _Call[Any] = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect, turn=turn)
+            return await (self._queued(call) if busy else self._started(call))
         flying.setdefault("write", []).append(keys)
         try:
             return await self._driver.write(writes, expect)
@@ -187,25 +208,46 @@ class Coalescer:
 
         If it mutates, later calls on them wait for its end, but for those that are given the turn.
         """
+        turn = await self._begun(keys, mutates)
+        try:
+            yield turn
+        finally:
+            self._end(turn)
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]], keys: Sequence[str] | None, *, mutates: bool) -> T:
+        """A call that can't be merged, in a turn."""
+        if not (mutates and self._shields):
+            async with self.turn(keys, mutates=mutates):
+                return await work()
+        turn = await self._begun(keys, mutates)
+        task = asyncio.get_running_loop().create_task(work())
+        task.add_done_callback(lambda _: self._end(turn))
+        return await asyncio.shield(task)
+
+    async def _begun(self, keys: Sequence[str] | None, mutates: bool) -> Turn:
         if self._loop is not asyncio.get_running_loop():
             await self._attach()
-        call: Turn = _Call("turn", keys, self._future(), mutates=mutates)
+        turn: Turn = _Call("turn", keys, self._future(), mutates=mutates)
         if self._pending or self._turns or self._flying:
-            self._pending.append(call)
+            self._pending.append(turn)
             self._dispatch()
         else:
-            self._turns.append(call)
-            call.done.set_result(None)
+            self._turns.append(turn)
+            turn.done.set_result(None)
         try:
-            await call.done
-            yield call
-        finally:
-            if call in self._turns:
-                self._turns.remove(call)
-            if self._turn_over is not None and not self._turn_over.done():
-                self._turn_over.set_result(None)
-            if self._pending:
-                self._dispatch()
+            await turn.done
+        except BaseException:
+            self._end(turn)
+            raise
+        return turn
+
+    def _end(self, turn: Turn) -> None:
+        if turn in self._turns:
+            self._turns.remove(turn)
+        if self._turn_over is not None and not self._turn_over.done():
+            self._turn_over.set_result(None)
+        if self._pending:
+            self._dispatch()
 
     async def aclose(self) -> None:
         """Waits for what is under way, then closes the driver."""
@@ -274,6 +316,10 @@ class Coalescer:
         self._pending.append(call)
         if not self._is_full(call.kind):
             self._dispatch_soon()
+        return call.done
+
+    def _started(self, call: _Call[R]) -> asyncio.Future[R]:
+        self._start(call.kind, [call])
         return call.done
 
     def _dispatch_soon(self) -> None:
@@ -496,6 +542,12 @@ def backend_error(error: Exception) -> KVStoreError:
     wrapped = BackendError(f"the backend failed: {type(error).__name__}: {error}")
     wrapped.__cause__ = error
     return wrapped
+
+
+def goes_with(driver: Driver, now: str, later: str) -> bool:
+    """Whether the class that has the method `now` has `later` too. One that overrides `later` alone is not passed by."""
+    places = [next(place for place, cls in enumerate(type(driver).__mro__) if name in vars(cls)) for name in (now, later)]
+    return places[0] <= places[1]
 
 
 def _apart(batches: Iterable[Collection[str]], keys: Sequence[str]) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from kvstore.coalesce import Coalescer, backend_error
+from kvstore.clock import Clock
+from kvstore.coalesce import Coalescer, backend_error, goes_with
 from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Write
 from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation
 from kvstore.expiry import Sweeper
@@ -19,7 +20,7 @@ from kvstore.values import Ttl, check_ttl, expiry
 from kvstore.watch import Listener, Watchers
 
 T = TypeVar("T")
-ReadNow = Callable[[str], bytes | NotNow | None]
+ReadNow = Callable[[str], bytes | NotNow | Awaitable[list[bytes | None]] | None]
 WriteNow = Callable[[str, bytes, int | None], bool | Awaitable[object]]
 Read = Callable[[Sequence[str]], Awaitable[list[bytes | None]]]
 
@@ -61,8 +62,10 @@ class Mount:
         self.read: Read = calls.read
         self.has: Callable[[Sequence[str]], Awaitable[list[bool]]] = calls.has
         self.write: WriteCall = calls.write
-        self.read_now: ReadNow = calls.read_now if _goes_with(driver, "read_now", "read") else _read_later
-        self._write_now: WriteNow = calls.write_now if _goes_with(driver, "write_now", "write") else _write_later
+        self.read_now: ReadNow = calls.read_now if calls is not driver or goes_with(driver, "read_now", "read") else _read_later
+        self._write_now: WriteNow = (
+            calls.write_now if calls is not driver or goes_with(driver, "write_now", "write") else _write_later
+        )
         self.write_now: WriteNow = self._write_now
         self.watched()
 
@@ -78,7 +81,9 @@ class Mount:
         """When what is written now expires. Raises for a bad `ttl`, or for any where the driver keeps none."""
         if ttl is None and self.ttl is None:
             return None
-        return self.expect(expiry(ttl, self.ttl, self.driver.clock()))
+        clock = self.driver.clock
+        # A clock that goes on has been rounded down, and nothing may expire early.
+        return self.expect(expiry(ttl, self.ttl, clock() + isinstance(clock, Clock)))
 
     def expect(self, expires_at: int | None) -> int | None:
         """Sees to it that the space of what is going to be written comes back. Raises where the driver keeps no expiry."""
@@ -97,7 +102,7 @@ class Mount:
         if atomic and not self.driver.capabilities.atomic:
             raise UnsupportedOperation("this driver can't write several keys as one")
 
-    async def run(self, call: Callable[[], Awaitable[T]], keys: Sequence[str] | None, *, mutates: bool = False) -> T:
+    async def run(self, call: Callable[[], Coroutine[Any, Any, T]], keys: Sequence[str] | None, *, mutates: bool = False) -> T:
         """A call of the driver other than reads and writes, in order with those on the same `keys` (None: any)."""
         self.check_open()
         try:
@@ -105,8 +110,7 @@ class Mount:
                 answer = await call()
                 self.check_open()  # closing waits for nobody here, and left nothing to answer from
                 return answer
-            async with self._coalescer.turn(keys, mutates=mutates):
-                return await call()
+            return await self._coalescer.run(call, keys, mutates=mutates)
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
 
@@ -206,12 +210,6 @@ async def close_all(mounts: Iterable[Mount]) -> None:
         await asyncio.wait(closings)
     for closing in closings:
         closing.result()
-
-
-def _goes_with(driver: Driver, now: str, later: str) -> bool:
-    """Whether the class that has the method `now` has `later` too. One that overrides `later` alone is not passed by."""
-    places = [next(place for place, cls in enumerate(type(driver).__mro__) if name in vars(cls)) for name in (now, later)]
-    return places[0] <= places[1]
 
 
 def _read_later(key: str) -> NotNow:

@@ -132,8 +132,8 @@ class Storage:
         try:
             mount, inner = (self._routes.get(key) if key.__class__ is str else None) or self._route(key)
             data = mount.read_now(inner)
-            if data is NOT_NOW:
-                (data,) = await mount.read((inner,))
+            if data is not None and not isinstance(data, bytes):
+                (data,) = await (mount.read((inner,)) if data is NOT_NOW else data)
             if data is None:
                 return default
             return decode_json(data) if type is None else decode_as(data, type)

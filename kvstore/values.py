@@ -7,7 +7,6 @@ import enum
 import functools
 import math
 import re
-import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
@@ -164,11 +163,6 @@ def _refuse_unsaid(value: object, path: str) -> None:
 
 LAST_EXPIRY = 253_402_300_799_999
 """The end of the year 9999 in milliseconds since 1970, the last time that `datetime` can say."""
-
-
-def now_ms() -> int:
-    """The time in whole milliseconds since 1970, rounded down."""
-    return time.time_ns() // 1_000_000
 
 
 def check_ttl(ttl: Ttl) -> Ttl:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic
 
+from kvstore.clock import now_ms
 from kvstore.errors import CorruptValueError, InvalidValueError
 from kvstore.storage import Storage
-from kvstore.values import MISSING, now_ms
+from kvstore.values import MISSING
 from persistence.errors import RecordNotFoundError
 from persistence.shape import R, Shape, created_at
 from persistence.table import Table

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import orjson
 
+from kvstore.clock import now_ms
 from kvstore.errors import CorruptValueError, InvalidValueError
 from kvstore.storage import Storage
-from kvstore.values import MISSING, now_ms
+from kvstore.values import MISSING
 from persistence.errors import ConflictError
 from persistence.head import Entry, head_key
 from persistence.log import MessageLog

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 import kvstore.testing
+from kvstore.clock import now_ms
 from kvstore.driver import Capabilities, Driver, Expect, Write
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.testing import DriverSuite, storage_machine
-from kvstore.values import now_ms
 
 GUIDE = Path(__file__).parent.parent / "docs" / "writing-a-driver.md"
 
@@ -235,6 +235,7 @@ class NeverInline(MemoryDriver):
 class WritesLate(MemoryDriver):
     """Goes on with a write whose caller was cancelled, some time later."""
 
+    cancellable = True
     capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=False)
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:

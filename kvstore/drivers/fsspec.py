@@ -20,7 +20,7 @@ from kvstore.drivers._fsspec.listing import Listing
 from kvstore.drivers._fsspec.names import MAX_PREFIX_BYTES, Names
 from kvstore.drivers._fsspec.objects import Objects
 from kvstore.drivers._fsspec.s3 import S3Store
-from kvstore.drivers._fsspec.store import AT_ONCE, Calls, Store, Telling, closed
+from kvstore.drivers._fsspec.store import AT_ONCE, Store, Telling, called, closed
 from kvstore.errors import BackendError, BackendUnavailable, ConfigError, MissingDependencyError, UnsupportedOperation
 
 _S3 = ("s3", "s3a")
@@ -97,7 +97,7 @@ class FsspecDriver(Driver):
         kinds = {url.partition("://")[0]} if url else {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
         self._s3 = bool(kinds & {*_S3})
         self._listing: Listing | None = None
-        self._calls = Calls(timeout)
+        self._loop: asyncio.AbstractEventLoop | None = None  # a file system's own
         self._process = os.getpid()
         self.capabilities = (
             Capabilities(conditional=True, ordered=True, metadata=True, shared=True)
@@ -128,7 +128,7 @@ class FsspecDriver(Driver):
     # Connecting
 
     async def connect(self) -> None:
-        if self._listing is not None and self._calls.loop is not None and self._process == os.getpid():
+        if self._listing is not None and self._loop is not None and self._process == os.getpid():
             return
         self._process = os.getpid()
         if self._url is not None:
@@ -139,7 +139,6 @@ class FsspecDriver(Driver):
         except TimeoutError as error:
             raise BackendUnavailable(f"no connection in {self._connect_timeout:g} seconds") from error
         asynchronous = bool(fs.async_impl and fs.asynchronous)
-        self._calls = Calls(self._timeout)
         settings: dict[str, Any] = {
             "connect_timeout": self._connect_timeout,
             "timeout": self._timeout,
@@ -154,14 +153,15 @@ class FsspecDriver(Driver):
         if len(prefix.encode()) > MAX_PREFIX_BYTES:
             raise ConfigError(f"a prefix has at most {MAX_PREFIX_BYTES} bytes", driver="fsspec")
         names = Names(flat=self._s3, prefix_bytes=len(prefix.encode()), at_root=self.at_root)
+        self._loop = None
         if not asynchronous:
             from fsspec.asyn import get_loop
 
-            self._calls.loop = fs.loop if fs.async_impl else get_loop()
+            self._loop = fs.loop if fs.async_impl else get_loop()
         try:
-            await self._calls.run(store.open, writes=True)
+            await called(self._loop, store.open())
         except BaseException:
-            await self._calls.run(store.aclose, writes=True)
+            await called(self._loop, store.aclose())
             raise
         self._listing = Listing(Objects(store, names, lambda: self.clock()))
 
@@ -215,7 +215,7 @@ class FsspecDriver(Driver):
     async def aclose(self) -> None:
         listing, self._listing = self._listing, None
         if listing is not None:
-            await self._calls.run(listing.objects.store.aclose, writes=True)
+            await called(self._loop, listing.objects.store.aclose())
 
     # Calls
 
@@ -265,7 +265,7 @@ class FsspecDriver(Driver):
         if (listing := self._listing) is None:
             raise closed()
         try:
-            return await self._calls.run(lambda: work(listing), writes=writes)
+            return await called(self._loop, work(listing))
         except UnsupportedOperation:  # this server takes no conditions, as it turned out
             self.capabilities = replace(self.capabilities, conditional=False, metadata=False)
             raise

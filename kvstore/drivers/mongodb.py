@@ -86,7 +86,6 @@ class MongodbDriver(Driver):
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         self._documents: Documents | None = None
-        self._left: set[asyncio.Task[Any]] = set()  # writes under way whose callers were cancelled
         self.capabilities = Capabilities(
             atomic=replica_set, conditional=True, ordered=True, metadata=True, watch=replica_set, shared=True
         )
@@ -117,7 +116,7 @@ class MongodbDriver(Driver):
             pymongo = await asyncio.to_thread(_imported)
         except ModuleNotFoundError as error:
             raise MissingDependencyError('the mongodb driver needs PyMongo: pip install "kvstore[mongodb]"') from error
-        await self._leave()
+        await self.aclose()
         self._client = client = made(self._url, self._connect_timeout) if self._url is not None else self._given
         try:
             with pymongo.timeout(self._connect_timeout):
@@ -130,13 +129,7 @@ class MongodbDriver(Driver):
         self._documents = Documents(collection, self._prefix, lambda: self.clock(), replica_set=self._replica_set)
 
     async def aclose(self) -> None:
-        if self._left:
-            await asyncio.wait(self._left)
-        await self._leave()
-
-    async def _leave(self) -> None:
         client, self._client, self._documents = self._client, None, None
-        self._left = set()
         if client is not None and self._given is None:
             with suppress(Exception):  # its event loop may be over
                 await client.close()
@@ -228,26 +221,6 @@ class MongodbDriver(Driver):
             raise known(error, self._timeout) from error
 
     async def _call(self, call: Callable[[Documents], Awaitable[T]], *, writes: bool = False) -> T:
-        if self._left:
-            await asyncio.wait(self._left)
-        if not writes:
-            return await self._ask(call, writes=False)
-        # A write whose caller is cancelled goes on, and later calls wait for its end, so that it never passes them.
-        task = asyncio.create_task(self._ask(call, writes=True))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.done():
-                self._left.add(task)
-                task.add_done_callback(self._over)
-            raise
-
-    def _over(self, task: asyncio.Task[Any]) -> None:
-        self._left.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody waits for it any more
-
-    async def _ask(self, call: Callable[[Documents], Awaitable[T]], *, writes: bool) -> T:
         import pymongo
         from pymongo.errors import PyMongoError
 

@@ -13,6 +13,7 @@ from secrets import token_hex
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
+from kvstore.clock import now_ms
 from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
 from kvstore.drivers._redis import scripts
 from kvstore.drivers._redis.address import OWN_QUERY, Address, parsed
@@ -28,7 +29,6 @@ from kvstore.errors import (
 )
 from kvstore.keys import is_key, past
 from kvstore.lifetime import Lifetime
-from kvstore.values import now_ms
 
 _AT_ONCE = 8
 """Calls. More are never needed: those that wait are merged into one. A pool that blocks by itself takes 30 µs a call."""
@@ -86,6 +86,7 @@ class RedisDriver(Driver):
         self._cluster = cluster
         # When a slot moves, a cluster's client breaks off whatever else is under way on it.
         self._at_once, self.lanes = (1, 1) if cluster else (_AT_ONCE, 2)
+        self.cancellable = client is None and not cluster
         self._index = index
         self._connect_timeout = connect_timeout
         self._timeout = timeout
@@ -368,7 +369,7 @@ class RedisDriver(Driver):
         wire = self._wire
         if wire is None:
             raise BackendUnavailable("the connection was closed")
-        return await self._call(lambda _: wire.ask(*command, writes=writes), about, writes=writes)
+        return await self._call(lambda _: wire.ask(*command), about, writes=writes)
 
     async def _call(self, call: Callable[[Any], Any], about: Sequence[str] = (), *, writes: bool = False) -> Any:
         from redis.exceptions import RedisError

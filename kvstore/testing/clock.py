@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvstore.values import now_ms
+from kvstore.clock import now_ms
 
 
 class FakeClock:

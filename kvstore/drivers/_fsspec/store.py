@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from kvstore.errors import BackendTimeout, BackendUnavailable
+from kvstore.errors import BackendUnavailable
 
 T = TypeVar("T")
 
@@ -63,51 +62,11 @@ class Store(ABC):
     async def aclose(self) -> None: ...
 
 
-class Calls:
-    """Runs coroutines in the event loop of a file system, which has a thread of its own, or if that is None in the caller's.
-
-    A write whose caller is cancelled goes on, and later calls wait for its end, so that it never passes them.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self._timeout = timeout
-        self._left: set[concurrent.futures.Future[Any] | asyncio.Future[Any]] = set()
-
-    async def run(self, work: Callable[[], Coroutine[Any, Any, T]], *, writes: bool = False) -> T:
-        if self._left:
-            await self.settled()
-        begun: concurrent.futures.Future[T] | asyncio.Future[T]
-        if self.loop is None:
-            begun = task = asyncio.create_task(work())
-            waited: asyncio.Future[T] = task
-        else:
-            begun = asyncio.run_coroutine_threadsafe(work(), self.loop)
-            waited = asyncio.wrap_future(begun)
-        if not writes:
-            return await waited
-        try:
-            return await asyncio.shield(waited)
-        except asyncio.CancelledError:
-            if not begun.done():
-                self._left.add(begun)
-                begun.add_done_callback(self._left.discard)
-            raise
-
-    async def settled(self) -> None:
-        """Waits for the writes whose callers were cancelled."""
-        loop = asyncio.get_running_loop()
-        waited = []
-        for left in tuple(self._left):
-            if isinstance(left, concurrent.futures.Future):
-                waited.append(asyncio.wrap_future(left))
-                waited[-1].add_done_callback(lambda future: future.cancelled() or future.exception())
-            elif left.get_loop() is loop:
-                waited.append(left)
-            else:
-                self._left.discard(left)  # its event loop is over
-        if waited and (await asyncio.wait(waited, timeout=self._timeout))[1]:
-            raise BackendTimeout("an earlier write, whose caller was cancelled, is still under way")
+async def called(loop: asyncio.AbstractEventLoop | None, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives in the event loop of a file system, which has a thread of its own; None: in the caller's."""
+    if loop is None:
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
 class Telling:

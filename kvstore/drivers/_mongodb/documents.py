@@ -14,10 +14,10 @@ from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+from kvstore.clock import now_ms
 from kvstore.driver import Stat
 from kvstore.errors import CorruptValueError
 from kvstore.keys import past
-from kvstore.values import now_ms
 
 if TYPE_CHECKING:
     from kvstore.drivers._mongodb.client import Collection

@@ -1,4 +1,4 @@
-"""How a command goes to the server, so that of a cancelled caller's command nothing happens after later ones.
+"""How a command goes to the server.
 
 On a client that was handed in, or a Cluster's, by the client itself (`Asked`). Else on redis-py's connections, kept and written
 to directly (`Wire`): by its client a command takes 20 µs more, by its timer 15.
@@ -18,18 +18,60 @@ _SMALL = 2**15
 
 
 class Asked:
-    """Asks a client of redis-py. A command goes on when its caller is cancelled, and later ones wait for its end."""
+    """Asks a client of redis-py."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._left: set[asyncio.Task[Any]] = set()  # whose callers were cancelled
 
-    async def ask(self, *command: Any, writes: bool = False) -> Any:
-        """The answer to `command`. `writes`: it matters when it happens."""
+    async def ask(self, *command: Any) -> Any:
+        """The answer to `command`."""
+        return await self._client.execute_command(*command)
+
+    async def aclose(self) -> None:
+        """Waits for what is still under way."""
+
+
+class Wire(Asked):
+    """Sends one command on each of as many connections of `pool` as are asked at once. `timeout`: seconds for an answer.
+
+    A command whose caller is cancelled goes on, and later ones wait for its end.
+    """
+
+    def __init__(self, pool: ConnectionPool, timeout: float) -> None:
+        super().__init__(None)
+        self._pool = pool
+        self._timeout = timeout
+        self._idle: list[AbstractConnection] = []
+        self._left: set[asyncio.Task[Any]] = set()  # whose callers were cancelled
+        self._pack: Callable[[tuple[Any, ...]], bytes] | None
+        try:
+            from hiredis import pack_command
+        except ImportError:  # redis-py has its own
+            self._pack = None
+        else:
+            self._pack = pack_command
+
+    async def ask(self, *command: Any) -> Any:
         if self._left:
             await asyncio.wait(self._left)
-        call = self._client.execute_command(*command)
-        return await (self._finished(call) if writes else call)
+        connection = await self._connected()
+        packed = connection.pack_command(*command) if self._pack is None else [self._pack(command)]
+        if len(packed) > 1 or len(packed[0]) > _SMALL:
+            return await self._finished(self._exchanged(connection, packed))
+        # In the caller's own task, which saves 20 µs. It can be cancelled only after all was sent.
+        timer = asyncio.timeout(self._timeout)
+        try:
+            async with timer:
+                await connection.send_packed_command(packed, check_health=False)
+                answer = await connection.read_response(disconnect_on_error=False)
+        except asyncio.CancelledError:
+            self._leave(asyncio.create_task(self._answered(connection, timer.when())))
+            raise
+        except BaseException as error:
+            await self._failed(connection, error)
+            raise
+        self._idle.append(connection)
+        return answer
 
     async def aclose(self) -> None:
         if self._left:
@@ -51,45 +93,6 @@ class Asked:
         self._left.discard(task)
         if not task.cancelled():
             task.exception()  # nobody waits for it any more
-
-
-class Wire(Asked):
-    """Sends one command on each of as many connections of `pool` as are asked at once. `timeout`: seconds for an answer."""
-
-    def __init__(self, pool: ConnectionPool, timeout: float) -> None:
-        super().__init__(None)
-        self._pool = pool
-        self._timeout = timeout
-        self._idle: list[AbstractConnection] = []
-        self._pack: Callable[[tuple[Any, ...]], bytes] | None
-        try:
-            from hiredis import pack_command
-        except ImportError:  # redis-py has its own
-            self._pack = None
-        else:
-            self._pack = pack_command
-
-    async def ask(self, *command: Any, writes: bool = False) -> Any:
-        if self._left:
-            await asyncio.wait(self._left)
-        connection = await self._connected()
-        packed = connection.pack_command(*command) if self._pack is None else [self._pack(command)]
-        if len(packed) > 1 or len(packed[0]) > _SMALL:
-            return await self._finished(self._exchanged(connection, packed))
-        # In the caller's own task, which saves 20 µs. It can be cancelled only after all was sent.
-        timer = asyncio.timeout(self._timeout)
-        try:
-            async with timer:
-                await connection.send_packed_command(packed, check_health=False)
-                answer = await connection.read_response(disconnect_on_error=False)
-        except asyncio.CancelledError:
-            self._leave(asyncio.create_task(self._answered(connection, timer.when())))
-            raise
-        except BaseException as error:
-            await self._failed(connection, error)
-            raise
-        self._idle.append(connection)
-        return answer
 
     async def _exchanged(self, connection: AbstractConnection, packed: list[bytes]) -> Any:
         try:

@@ -12,6 +12,7 @@ from secrets import randbits
 from typing import Any, ClassVar, NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
+from kvstore.clock import Clock
 from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
 from kvstore.drivers._sql.connection import Connection, transaction
 from kvstore.drivers._sql.pool import Pool
@@ -20,7 +21,6 @@ from kvstore.drivers._sql.statements import PIECE
 from kvstore.errors import BackendTimeout, ConfigError, InvalidValueError, KVStoreError
 from kvstore.keys import past
 from kvstore.lifetime import Lifetime
-from kvstore.values import now_ms
 
 _TRIES_OF_PIECES = 10
 _Wanted = Mapping[str, tuple[bytes, bytes] | None]
@@ -79,8 +79,7 @@ class SqlDriver(Driver):
         self._sql = self._server.sql
         self._pool = Pool(self._server, url, engine, connections, connect_timeout, timeout)
         self._open = Lifetime()
-        self._ahead = 0  # of this machine's clock the server's, in milliseconds
-        self.clock = self._server_time
+        self._time = self.clock = Clock()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._address!r}, table={self._server.qualified!r})"
@@ -102,12 +101,9 @@ class SqlDriver(Driver):
         await self._pool.ask(self._prepare)
 
     async def _prepare(self, connection: Connection) -> None:
-        self._ahead = await self._server.look_at(connection) - now_ms()
+        self._time.set(await self._server.look_at(connection))
         if not await self._server.is_made(connection):
             await self._server.create(connection)
-
-    def _server_time(self) -> int:
-        return now_ms() + self._ahead
 
     async def aclose(self) -> None:
         await self._open.aclose()
@@ -184,10 +180,12 @@ class SqlDriver(Driver):
         self._check(writes)
         rows, removes = self._rows(writes)
         if not expect:
-            there = await self._pool.change(lambda connection: self._server.apply(connection, rows, removes, self.clock()))
+            there = await self._pool.ask(
+                lambda connection: self._server.apply(connection, rows, removes, self.clock()), writes=True
+            )
             return [key in there for key, _, _ in writes]
         if len(writes) == 1 and [*expect] == [writes[0][0]] and _is_small(writes[0][1]) and _is_small(expect[writes[0][0]]):
-            return await self._pool.change(lambda connection: self._swap(connection, writes[0], expect[writes[0][0]]))
+            return await self._pool.ask(lambda connection: self._swap(connection, writes[0], expect[writes[0][0]]), writes=True)
         [result] = await self._decided([(writes, expect)])
         return result
 
@@ -208,7 +206,7 @@ class SqlDriver(Driver):
     async def _added(self, batches: Sequence[Batch]) -> list[list[bool] | None]:
         """Many tasks that each add one key: one statement."""
         rows, _ = self._rows([write for [write], _ in batches])
-        added = await self._pool.change(lambda connection: self._server.add(connection, rows, self.clock()))
+        added = await self._pool.ask(lambda connection: self._server.add(connection, rows, self.clock()), writes=True)
         return [[False] if row.key in added else None for row in rows]
 
     async def _swap(self, connection: Connection, write: Write, wanted: bytes | None) -> list[bool] | None:
@@ -228,7 +226,7 @@ class SqlDriver(Driver):
     async def _decided(self, batches: Sequence[Batch]) -> list[list[bool] | None]:
         size = sum(len(data or b"") for _, expect in batches for data in (expect or {}).values())
         wanted = _wanted(batches) if size <= PIECE else await asyncio.to_thread(_wanted, batches)
-        return await self._pool.change(lambda connection: self._decide(connection, batches, wanted))
+        return await self._pool.ask(lambda connection: self._decide(connection, batches, wanted), writes=True)
 
     async def _decide(
         self, connection: Connection, batches: Sequence[Batch], wanted: Sequence[_Wanted]
@@ -272,26 +270,28 @@ class SqlDriver(Driver):
 
     async def _update(self, sql: str, key: str, value: int | bytes | None) -> bool:
         name = self._server.key_out(key)
-        return await self._pool.change(lambda connection: connection.change(sql, name, self.clock(), value)) > 0
+        return await self._pool.ask(lambda connection: connection.change(sql, name, self.clock(), value), writes=True) > 0
 
     async def clear(self, prefix: str) -> int:
         low, high = self._server.keys_out([prefix, past(prefix)])
         total = 0
         while True:
-            count = await self._pool.change(lambda connection: self._server.clear_some(connection, low, high, self.clock()))
+            count = await self._pool.ask(
+                lambda connection: self._server.clear_some(connection, low, high, self.clock()), writes=True
+            )
             total += count
             if count < STEP:
                 return total
 
     async def sweep(self) -> int | None:
-        while await self._pool.change(lambda connection: self._server.sweep_some(connection, self.clock())) == STEP:
+        while await self._pool.ask(lambda connection: self._server.sweep_some(connection, self.clock()), writes=True) == STEP:
             pass
         [(at,)] = await self._pool.ask(lambda connection: connection.fetch(self._sql.next_expiry))
         return None if at is None else int(at)
 
     def _rows(self, writes: Iterable[Write]) -> tuple[list[Row], list[str]]:
         """What is to be stored, and what to be removed; both by key, so that two writers lock in one order."""
-        now, revision, rows, removes = self._server_time(), 2 * randbits(60), [], []
+        now, revision, rows, removes = self._time(), 2 * randbits(60), [], []
         for key, data, expires_at in sorted(writes, key=itemgetter(0)):
             if data is None:
                 removes.append(key)

@@ -39,47 +39,20 @@ class Pool:
         self._timeout = timeout
         self._room = asyncio.Semaphore(connections)
         self._idle: list[Connection] = []
-        self._left: set[asyncio.Task[Any]] = set()  # writes under way whose callers were cancelled
 
     def open(self) -> None:
         """Once an event loop: nothing of another one is of use, and nothing there can be waited for."""
         self._drop()
-        self._left = set()
         self._room = asyncio.Semaphore(self._size)
         self._engine = self._given if self._given is not None else self._made()
 
     async def aclose(self) -> None:
-        if self._left:
-            await asyncio.wait(self._left)
         idle, self._idle, self._engine = self._idle, [], None
         for connection in idle:
             await connection.aclose()
 
-    async def ask(self, work: Work[T]) -> T:
-        """What `work` finds. It may be done more than once."""
-        if self._left:
-            await asyncio.wait(self._left)
-        return await self._run(work, writes=False)
-
-    async def change(self, work: Work[T]) -> T:
-        """The same for what writes. If its caller is cancelled it goes on, and later calls wait for its end."""
-        if self._left:
-            await asyncio.wait(self._left)
-        task = asyncio.create_task(self._run(work, writes=True))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.done():
-                self._left.add(task)
-                task.add_done_callback(self._over)
-            raise
-
-    def _over(self, task: asyncio.Task[Any]) -> None:
-        self._left.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody waits for it any more
-
-    async def _run(self, work: Work[T], *, writes: bool) -> T:
+    async def ask(self, work: Work[T], *, writes: bool = False) -> T:
+        """What `work` finds or does. It may be done more than once."""
         for tries_left in reversed(range(_TRIES)):
             began = time.monotonic()
             try:
