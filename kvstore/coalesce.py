@@ -18,45 +18,18 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, TypeVar
 
-from kvstore.driver import NOT_NOW, Batch, Driver, Expect, NotNow, Write
-from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, KVStoreError, UnsupportedOperation
+from kvstore.batches import MAX_BATCH_KEYS, Again, Call, Kind, carry_out, weight
+from kvstore.driver import NOT_NOW, Driver, Expect, NotNow, Write
+from kvstore.errors import UnsupportedOperation, backend_error
 
-MAX_BATCH_KEYS = 1000
-MAX_BATCH_BYTES = 8 * 2**20
 ANSWERS_PER_PASS = 200
-_BYTES_PER_KEY = MAX_BATCH_BYTES // MAX_BATCH_KEYS
 
 Notify = Callable[[Sequence[Write], Sequence[bool]], None]
-_Kind = Literal["read", "has", "write", "turn"]
+Turn = Call[None]
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class _Call(Generic[R]):
-    __slots__ = ("done", "expect", "keys", "kind", "mutates", "turn", "writes")
-
-    def __init__(
-        self,
-        kind: _Kind,
-        keys: Sequence[str] | None,
-        done: asyncio.Future[R],
-        mutates: bool = False,
-        writes: Sequence[Write] = (),
-        expect: Expect | None = None,
-        turn: _Call[None] | None = None,
-    ) -> None:
-        self.kind = kind
-        self.keys = keys  # None: any key
-        self.done = done
-        self.mutates = mutates
-        self.writes = writes
-        self.expect = expect
-        self.turn = turn  # made inside this turn, which holds its keys already
-
-
-Turn = _Call[None]
 
 
 class _Keys:
@@ -96,12 +69,13 @@ class Coalescer:
         self._reset()
 
     def _reset(self) -> None:
-        self._pending: deque[_Call[Any]] = deque()
-        self._flying: dict[_Kind, list[Collection[str]]] = {}  # by kind the keys of each batch in flight
-        self._turns: list[_Call[Any]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pending: deque[Call[Any]] = deque()
+        self._flying: dict[Kind, list[Collection[str]]] = {}  # by kind the keys of each batch in flight
+        self._turns: dict[Turn, None] = {}
+        # By key the last turn, active or waiting, where nothing else waits: one that comes now follows it directly.
+        self._last: dict[str, Turn] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._turn_over: asyncio.Future[None] | None = None  # what closing waits for
-        self._attaching: set[object] = set()  # one a caller that waits for the connection
         self._dispatching = False
         self._crowded = False  # the last batch had several calls
 
@@ -127,7 +101,7 @@ class Coalescer:
                 return NOT_NOW
         elif not (self._pending or self._crowded or self._is_full("read")):
             return NOT_NOW
-        return self._queued(_Call("read", (key,), self._future()))
+        return self._queued(Call("read", (key,), self._future()))
 
     def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool | Awaitable[object]:
         """`Driver.write_now`, where nothing is under way and nobody watches. Else what to wait for, or False."""
@@ -144,8 +118,8 @@ class Coalescer:
                     raise (known := backend_error(error)) from known.__cause__
             if not self._shields:
                 return False
-            return self._started(_Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
-        return self._queued(_Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
+            return self._started(Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
+        return self._queued(Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
 
     def read(self, keys: Sequence[str], *, turn: Turn | None = None) -> Coroutine[Any, Any, list[bytes | None]]:
         return self._look("read", self._driver.read, keys, turn)
@@ -154,19 +128,11 @@ class Coalescer:
         return self._look("has", self._driver.has, keys, None)
 
     async def _look(
-        self, kind: _Kind, ask: Callable[[Sequence[str]], Awaitable[list[T]]], keys: Sequence[str], turn: Turn | None
+        self, kind: Kind, ask: Callable[[Sequence[str]], Awaitable[list[T]]], keys: Sequence[str], turn: Turn | None
     ) -> list[T]:
-        if self._loop is not asyncio.get_running_loop():
-            await self._attach()
-        flying = self._flying
-        if (
-            self._pending
-            or (self._crowded and turn is None)
-            or not self._is_free(turn)
-            or (flying and (self._is_full(kind) or not _apart(flying.get("write", ()), keys)))
-        ):
-            return await self._queued(_Call(kind, keys, self._future(), turn=turn))
-        flying.setdefault(kind, []).append(keys)
+        if self._has_to_wait(kind, keys, turn):
+            return await self._queued(Call(kind, keys, self._future(), turn=turn))
+        self._flying.setdefault(kind, []).append(keys)
         try:
             return await ask(keys)
         except Exception as error:
@@ -175,26 +141,16 @@ class Coalescer:
             self._landed(kind, keys)
 
     async def write(
-        self, writes: Sequence[Write], expect: Expect | None = None, *, turn: Turn | None = None
+        self, writes: Sequence[Write], expect: Expect | None = None, *, turn: Turn | None = None, again: Again | None = None
     ) -> list[bool] | None:
-        if self._loop is not asyncio.get_running_loop():
-            await self._attach()
-        keys = (writes[0][0],) if len(writes) == 1 else [key for key, _, _ in writes]
-        if expect:
-            keys = [*keys, *expect]
+        """`again`: what is still to be tried where `expect` did not hold, before any later call on the same keys."""
         # Where somebody watches, the write runs in a task of its own, so that a cancelled caller's change is told too.
-        flying = self._flying
-        busy = (
-            self._pending
-            or (self._crowded and turn is None)
-            or not self._is_free(turn)
-            or self._notify
-            or (flying and (self._is_full("write") or not all(_apart(batches, keys) for batches in flying.values())))
-        )
-        if busy or self._shields:
-            call: _Call[Any] = _Call("write", keys, self._future(), mutates=True, writes=writes, expect=expect, turn=turn)
-            return await (self._queued(call) if busy else self._started(call))
-        flying.setdefault("write", []).append(keys)
+        if self._shields or again is not None or self._notify is not None:
+            return await self.write_soon(writes, expect, turn=turn, again=again)
+        keys = _keys(writes, expect)
+        if self._has_to_wait("write", keys, turn):
+            return await self._queued(Call("write", keys, self._future(), True, writes, expect, turn))
+        self._flying.setdefault("write", []).append(keys)
         try:
             return await self._driver.write(writes, expect)
         except Exception as error:
@@ -202,60 +158,103 @@ class Coalescer:
         finally:
             self._landed("write", keys)
 
+    # The same, in their place in the order from now on, whenever they are waited for
+
+    def read_soon(self, keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
+        call: Call[list[bytes | None]] = Call("read", keys, self._future())
+        return self._queued(call) if self._has_to_wait("read", keys, None) else self._started(call)
+
+    def write_soon(
+        self, writes: Sequence[Write], expect: Expect | None = None, *, turn: Turn | None = None, again: Again | None = None
+    ) -> asyncio.Future[list[bool] | None]:
+        keys = _keys(writes, expect)
+        call: Call[list[bool] | None] = Call("write", keys, self._future(), True, writes, expect, turn, again)
+        return self._queued(call) if self._has_to_wait("write", keys, turn) else self._started(call)
+
+    def run_soon(self, work: Callable[[], Awaitable[T]], keys: Sequence[str] | None) -> asyncio.Future[T]:
+        """A call that changes something and can't be merged. It goes to its end, whoever stops waiting for it."""
+        turn = self._taken(keys, mutates=True)
+
+        async def run() -> T:
+            try:
+                await turn.done
+                return await work()
+            finally:
+                self._end(turn)
+
+        return asyncio.shield(self._task(run()))
+
+    # Calls that can't be merged
+
+    async def run(self, work: Callable[[], Awaitable[T]], keys: Sequence[str] | None, *, mutates: bool) -> T:
+        if mutates and self._shields:
+            return await self.run_soon(work, keys)
+        async with self.turn(keys, mutates=mutates):
+            return await work()
+
     @asynccontextmanager
     async def turn(self, keys: Sequence[str] | None, *, mutates: bool) -> AsyncIterator[Turn]:
-        """For calls that can't be merged: inside, nothing earlier on `keys` (None: any) is under way.
+        """Inside, nothing earlier on `keys` (None: any) is under way.
 
         If it mutates, later calls on them wait for its end, but for those that are given the turn.
         """
-        turn = await self._begun(keys, mutates)
+        turn = self._taken(keys, mutates=mutates)
         try:
+            await turn.done
             yield turn
         finally:
             self._end(turn)
 
-    async def run(self, work: Callable[[], Coroutine[Any, Any, T]], keys: Sequence[str] | None, *, mutates: bool) -> T:
-        """A call that can't be merged, in a turn."""
-        if not (mutates and self._shields):
-            async with self.turn(keys, mutates=mutates):
-                return await work()
-        turn = await self._begun(keys, mutates)
-        task = asyncio.get_running_loop().create_task(work())
-        task.add_done_callback(lambda _: self._end(turn))
-        return await asyncio.shield(task)
-
-    async def _begun(self, keys: Sequence[str] | None, mutates: bool) -> Turn:
-        if self._loop is not asyncio.get_running_loop():
-            await self._attach()
-        turn: Turn = _Call("turn", keys, self._future(), mutates=mutates)
-        if self._pending or self._turns or self._flying:
-            self._pending.append(turn)
-            self._dispatch()
-        else:
-            self._turns.append(turn)
+    def _taken(self, keys: Sequence[str] | None, *, mutates: bool) -> Turn:
+        """A turn that is there when it is `done`."""
+        connected = self._is_connected()
+        turn: Turn = Call("turn", keys, self._future(), mutates)
+        key = keys[0] if mutates and keys is not None and len(keys) == 1 else None
+        if key is not None and (last := self._last.get(key)) is not None:
+            last.then = turn
+        elif connected and not (self._pending or self._turns or self._flying):
+            self._turns[turn] = None
             turn.done.set_result(None)
-        try:
-            await turn.done
-        except BaseException:
-            self._end(turn)
-            raise
+        else:
+            self._pending.append(turn)
+            self._dispatch_soon()
+        if key is None:
+            self._last.clear()
+        else:
+            self._last[key] = turn
         return turn
 
     def _end(self, turn: Turn) -> None:
+        """Of a turn that was taken, or is not waited for any more."""
+        last, following = turn, turn.then
+        while following is not None and following.done.done():  # cancelled
+            last, following = following, following.then
         if turn in self._turns:
-            self._turns.remove(turn)
+            del self._turns[turn]
+            if following is not None:
+                self._turns[following] = None
+                following.done.set_result(None)
+        elif turn in self._pending:
+            place = self._pending.index(turn)
+            del self._pending[place]
+            if following is not None:
+                self._pending.insert(place, following)
+        else:  # it follows another, or all was reset meanwhile
+            return
+        if following is None and turn.keys and self._last.get(turn.keys[0]) is last:
+            del self._last[turn.keys[0]]
         if self._turn_over is not None and not self._turn_over.done():
             self._turn_over.set_result(None)
         if self._pending:
-            self._dispatch()
+            self._dispatch_soon()
 
     async def aclose(self) -> None:
         """Waits for what is under way, then closes the driver."""
         here = asyncio.get_running_loop()
         if self._loop not in (None, here) or (self._connecting is not None and self._connecting.get_loop() is not here):
             self._move()
-        while self._attaching:  # those who wait, and those who were told and are about to go on
-            await (asyncio.sleep(0) if self._connecting is None else asyncio.wait([self._connecting]))
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting])
         while self._pending or self._flying or self._turns:
             async with self.turn(None, mutates=True):
                 pass
@@ -269,31 +268,31 @@ class Coalescer:
 
     # Connecting
 
-    async def _attach(self) -> None:
-        """Connects the driver, once an event loop, whoever comes first; a failure is everyone's who waits."""
+    def _is_connected(self) -> bool:
+        """In this event loop. If not, that begins now, and what comes meanwhile waits in its order like any other call."""
         loop = asyncio.get_running_loop()
-        while self._loop is not loop:
-            if self._connecting is None or self._connecting.get_loop() is not loop:
-                self._move()
-                self._connecting = loop.create_task(self._connect(loop))
-                self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
-            connecting, attaching, me = self._connecting, self._attaching, object()
-            attaching.add(me)
-            try:
-                await asyncio.shield(connecting)
-            finally:
-                attaching.remove(me)
+        if self._loop is loop:
+            return True
+        if self._connecting is None or self._connecting.get_loop() is not loop:
+            self._move()
+            self._connecting = loop.create_task(self._connect(loop))
+        return False
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Whose failure is that of all who wait."""
         try:
             await self._driver.connect()
             self._loop = loop
             self._connected()
         except Exception as error:
-            raise (known := backend_error(error)) from known.__cause__
+            waiting, self._pending = self._pending, deque()
+            for call in waiting:
+                if not call.done.done():
+                    call.done.set_exception(backend_error(error))
         finally:
             if self._connecting is not None and self._connecting.get_loop() is loop:  # it may end after its event loop
                 self._connecting = None
+        self._dispatch()
 
     def _move(self) -> None:
         """Leaves the event loop that was used before, which has to be over."""
@@ -309,16 +308,17 @@ class Coalescer:
     # Batching
 
     def _future(self) -> asyncio.Future[Any]:
-        assert self._loop is not None
-        return self._loop.create_future()
+        return asyncio.get_running_loop().create_future()
 
-    def _queued(self, call: _Call[R]) -> asyncio.Future[R]:
+    def _queued(self, call: Call[R]) -> asyncio.Future[R]:
         self._pending.append(call)
+        if self._last and call.turn is None:
+            self._last.clear()
         if not self._is_full(call.kind):
             self._dispatch_soon()
         return call.done
 
-    def _started(self, call: _Call[R]) -> asyncio.Future[R]:
+    def _started(self, call: Call[R]) -> asyncio.Future[R]:
         self._start(call.kind, [call])
         return call.done
 
@@ -328,25 +328,32 @@ class Coalescer:
             self._dispatching = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
-    def _is_free(self, turn: Turn | None) -> bool:
-        """Whether no turn but this one is taken."""
-        return not self._turns if turn is None else len(self._turns) == 1
+    def _has_to_wait(self, kind: Kind, keys: Sequence[str], turn: Turn | None) -> bool:
+        """Whether a call may not start now: for others before it, for a crowd to gather, or for a lane."""
+        if not self._is_connected() or self._pending or (self._crowded and turn is None):
+            return True
+        if self._turns if turn is None else len(self._turns) > 1:
+            return True
+        if not self._flying:
+            return False
+        barring = self._flying.values() if kind == "write" else [self._flying.get("write", ())]
+        return self._is_full(kind) or any(key in held for batches in barring for held in batches for key in keys)
 
-    def _is_full(self, kind: _Kind) -> bool:
+    def _is_full(self, kind: Kind) -> bool:
         """Whether no batch more of this kind may start."""
         batches = self._flying.get(kind)
         return batches is not None and len(batches) >= self._lanes
 
-    def _share(self, kind: _Kind, waiting: int) -> int:
+    def _share(self, kind: Kind, waiting: int) -> int:
         """How many calls the next batch may have, so that all lanes have as many."""
         return -(-(waiting + sum(map(len, self._flying.get(kind, ())))) // self._lanes)
 
-    def _landed(self, kind: _Kind, keys: Collection[str]) -> None:
+    def _landed(self, kind: Kind, keys: Collection[str]) -> None:
         self._remove(kind, keys)
         if self._pending:
             self._dispatch()
 
-    def _remove(self, kind: _Kind, keys: Collection[str]) -> None:
+    def _remove(self, kind: Kind, keys: Collection[str]) -> None:
         batches = self._flying.get(kind, [])
         if keys in batches:  # else all was reset meanwhile
             batches.remove(keys)
@@ -356,6 +363,8 @@ class Coalescer:
     def _dispatch(self) -> None:
         """Starts all waiting calls that may start, in the order in which they came."""
         self._dispatching = False
+        if self._connecting is not None or not self._pending:
+            return
         kinds = {call.kind for call in self._pending}
         if len(kinds) == 1 and "turn" not in kinds and not self._turns and not (self._flying and self._flying.keys() != kinds):
             [kind] = kinds
@@ -363,13 +372,13 @@ class Coalescer:
         else:
             self._dispatch_unlike()
 
-    def _dispatch_alike(self, kind: _Kind) -> None:
+    def _dispatch_alike(self, kind: Kind) -> None:
         """Where all that wait, and all that fly, are of one kind, as most often in a crowd."""
         while self._pending and not self._is_full(kind):
             # Of calls that this batch must not pass.
             held: set[str] = set().union(*self._flying.get(kind, ())) if kind == "write" else set()
-            calls: list[_Call[Any]] = []
-            waiting: list[_Call[Any]] = []
+            calls: list[Call[Any]] = []
+            waiting: list[Call[Any]] = []
             room, share = MAX_BATCH_KEYS, self._share(kind, len(self._pending))
             while self._pending and room > 0 and len(calls) < share:
                 call = self._pending.popleft()
@@ -380,7 +389,9 @@ class Coalescer:
                     held.update(call.keys or ())
                     continue
                 calls.append(call)
-                room -= _weight(call)
+                room -= weight(call)
+                if call.again is not None:
+                    held.update(call.keys or ())
             self._pending.extendleft(reversed(waiting))
             if not calls:
                 return
@@ -400,11 +411,11 @@ class Coalescer:
                 stuck.add(turn.keys)
             elif turn.keys is not None:  # a listing holds nobody up
                 read.add(turn.keys)
-        batches: dict[_Kind, list[_Call[Any]]] = {"read": [], "has": [], "write": []}
+        batches: dict[Kind, list[Call[Any]]] = {"read": [], "has": [], "write": []}
         kinds = Counter(call.kind for call in self._pending)
         share = {kind: 0 if self._is_full(kind) else self._share(kind, kinds[kind]) for kind in batches}
-        room: dict[_Kind, int] = dict.fromkeys(batches, MAX_BATCH_KEYS)
-        waiting: deque[_Call[Any]] = deque()
+        room: dict[Kind, int] = dict.fromkeys(batches, MAX_BATCH_KEYS)
+        waiting: deque[Call[Any]] = deque()
         for call in self._pending:
             if call.done.done():  # cancelled before it began
                 continue
@@ -412,7 +423,7 @@ class Coalescer:
             if keys is None or kind == "turn":
                 start = not (written.touches(keys) or (mutates and read.touches(keys)))
                 if start:
-                    self._turns.append(call)
+                    self._turns[call] = None
                     call.done.set_result(None)
                 if mutates:
                     written.add(keys)
@@ -423,7 +434,7 @@ class Coalescer:
                 free = call.turn or (not (read.all or stuck.all) and read.some.isdisjoint(keys) and stuck.some.isdisjoint(keys))
                 start = bool(free) and len(batches[kind]) < share[kind] and room[kind] > 0
                 written.some.update(keys)
-                if not start:
+                if not start or call.again is not None:
                     stuck.some.update(keys)
             else:
                 free = call.turn or (not written.all and written.some.isdisjoint(keys))
@@ -433,7 +444,7 @@ class Coalescer:
                 waiting.append(call)
             elif kind != "turn":
                 batches[kind].append(call)
-                room[kind] -= _weight(call)
+                room[kind] -= weight(call)
         self._pending = waiting
         for kind, calls in batches.items():
             if calls:
@@ -441,19 +452,21 @@ class Coalescer:
         if any(calls and kinds[kind] > len(calls) and not self._is_full(kind) for kind, calls in batches.items()):
             self._dispatch_unlike()
 
-    def _start(self, kind: _Kind, calls: list[_Call[Any]]) -> None:
+    def _start(self, kind: Kind, calls: list[Call[Any]]) -> None:
         self._crowded = len(calls) > 1
         keys = {key for call in calls for key in call.keys or ()}
         self._flying.setdefault(kind, []).append(keys)
-        task = asyncio.get_running_loop().create_task(self._fly(kind, calls, keys))
+        self._task(self._fly(kind, calls, keys))
+
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _fly(self, kind: _Kind, calls: list[_Call[Any]], keys: Collection[str]) -> None:
+    async def _fly(self, kind: Kind, calls: list[Call[Any]], keys: Collection[str]) -> None:
         try:
-            outcomes = await self._run(kind, calls)
-        except Exception as error:
-            outcomes = await self._run_singly(kind, calls, backend_error(error))
+            outcomes = await carry_out(self._driver, kind, calls)
         finally:
             self._remove(kind, keys)
         if len(self._pending) >= len(calls):  # else it waits for those who are answered now, and may come again
@@ -473,76 +486,6 @@ class Coalescer:
         if self._pending:
             self._dispatch_soon()
 
-    async def _run(self, kind: _Kind, calls: Sequence[_Call[Any]]) -> Sequence[Any]:
-        if kind == "write":
-            return await self._run_writes(calls)
-        keys = list(dict.fromkeys(key for call in calls for key in call.keys or ()))
-        ask: Callable[[Sequence[str]], Awaitable[list[Any]]] = self._driver.read if kind == "read" else self._driver.has
-        found = dict(zip(keys, await ask(keys), strict=True))
-        return [[found[key] for key in call.keys or ()] for call in calls]
-
-    async def _run_singly(self, kind: _Kind, calls: Sequence[_Call[Any]], error: KVStoreError) -> Sequence[Any]:
-        """After a batch failed: once more one by one, so that a fault of one call is its own. A dead backend is everyone's."""
-        if len(calls) == 1 or isinstance(error, BackendUnavailable | BackendTimeout):
-            return [error] * len(calls)
-        outcomes: list[Any] = []
-        for call in calls:
-            try:
-                outcomes += await self._run(kind, [call])
-            except Exception as single:
-                outcomes.append(backend_error(single))
-        return outcomes
-
-    async def _run_writes(self, calls: Sequence[_Call[Any]]) -> list[Any]:
-        """Runs of plain writes become one each, where the last write of a key wins and all its callers are answered."""
-        plain = [call.writes[0] for call in calls if call.expect is None and len(call.writes) == 1]
-        if len(plain) == len(calls) == len({key for key, _, _ in plain}):
-            return [[was_there] for was_there in await self._driver.write(plain) or ()]
-        batches: list[Batch] = []
-        answers: list[tuple[int, list[int | bool]]] = []  # per call: its batch, and per write the place in it or the answer
-        places: dict[str, int] = {}
-        merged: list[Write] | None = None
-        for call in calls:
-            if call.expect is not None:
-                batches.append((call.writes, call.expect))
-                answers.append((len(batches) - 1, []))
-                merged = None
-                continue
-            if merged is None:
-                merged, places = [], {}
-                batches.append((merged, None))
-            places_of: list[int | bool] = []
-            for write in call.writes:
-                place = places.get(write[0])
-                if place is None:
-                    places[write[0]] = len(merged)
-                    places_of.append(len(merged))
-                    merged.append(write)
-                else:
-                    places_of.append(merged[place][1] is not None)
-                    merged[place] = write
-            answers.append((len(batches) - 1, places_of))
-        if len(batches) == 1:
-            results: Sequence[list[bool] | KVStoreError | None] = [await self._driver.write(*batches[0])]
-        else:
-            results = await self._driver.write_many(batches)
-        outcomes: list[Any] = []
-        for call, (batch, places_of) in zip(calls, answers, strict=True):
-            result = results[batch]
-            if call.expect is None and isinstance(result, list):
-                result = [place if isinstance(place, bool) else result[place] for place in places_of]
-            outcomes.append(result)
-        return outcomes
-
-
-def backend_error(error: Exception) -> KVStoreError:
-    """`error` as one of the tree; what a driver let through is a `BackendError` that it caused."""
-    if isinstance(error, KVStoreError):
-        return error
-    wrapped = BackendError(f"the backend failed: {type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
-
 
 def goes_with(driver: Driver, now: str, later: str) -> bool:
     """Whether the class that has the method `now` has `later` too. One that overrides `later` alone is not passed by."""
@@ -550,15 +493,6 @@ def goes_with(driver: Driver, now: str, later: str) -> bool:
     return places[0] <= places[1]
 
 
-def _apart(batches: Iterable[Collection[str]], keys: Sequence[str]) -> bool:
-    return not any(key in held for held in batches for key in keys)
-
-
-def _weight(call: _Call[Any]) -> int:
-    """The share of a batch that a call takes, so that neither many keys nor large values make a batch too long."""
-    if not call.writes:
-        return len(call.keys or ())
-    if len(call.writes) == 1:
-        return 1 + len(call.writes[0][1] or b"") // _BYTES_PER_KEY
-    size = sum(len(data) for _, data, _ in call.writes if data is not None)
-    return max(len(call.writes), size // _BYTES_PER_KEY)
+def _keys(writes: Sequence[Write], expect: Expect | None) -> Sequence[str]:
+    keys = (writes[0][0],) if len(writes) == 1 else [key for key, _, _ in writes]
+    return [*keys, *expect] if expect else keys

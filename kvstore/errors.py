@@ -106,3 +106,12 @@ class BackendUnavailable(BackendError):
 
 class BackendTimeout(BackendError):
     """The backend did not answer in time. A write may or may not have happened; the message says which is known."""
+
+
+def backend_error(error: Exception) -> KVStoreError:
+    """`error` as one of the tree; what a driver let through is a `BackendError` that it caused."""
+    if isinstance(error, KVStoreError):
+        return error
+    wrapped = BackendError(f"the backend failed: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -7,26 +7,22 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
+from kvstore.batches import Again, Read, WriteCall
 from kvstore.clock import Clock
-from kvstore.coalesce import Coalescer, backend_error, goes_with
-from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Write
-from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation
+from kvstore.coalesce import Coalescer, goes_with
+from kvstore.driver import NOT_NOW, PAGE, Capabilities, Driver, Expect, NotNow, Write
+from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation, backend_error
 from kvstore.expiry import Sweeper
-from kvstore.keys import below, past
+from kvstore.keys import after_all, below, is_key, past
 from kvstore.values import Ttl, check_ttl, expiry
 from kvstore.watch import Listener, Watchers
 
 T = TypeVar("T")
 ReadNow = Callable[[str], bytes | NotNow | Awaitable[list[bytes | None]] | None]
 WriteNow = Callable[[str, bytes, int | None], bool | Awaitable[object]]
-Read = Callable[[Sequence[str]], Awaitable[list[bytes | None]]]
-
-
-class WriteCall(Protocol):
-    def __call__(self, writes: Sequence[Write], expect: Expect | None = None) -> Awaitable[list[bool] | None]: ...
 
 
 class Mount:
@@ -101,6 +97,42 @@ class Mount:
             raise UnsupportedOperation("this driver can't hold conditions against other writers")
         if atomic and not self.driver.capabilities.atomic:
             raise UnsupportedOperation("this driver can't write several keys as one")
+
+    def read_soon(self, keys: Sequence[str]) -> Awaitable[list[bytes | None]]:
+        """`read` in its place in the order from now on; where a driver never waits, from when it is waited for."""
+        return self.read(keys) if self._coalescer is None or self._over else self._coalescer.read_soon(keys)
+
+    def write_soon(self, writes: Sequence[Write]) -> Awaitable[list[bool] | None]:
+        return self.write(writes) if self._coalescer is None or self._over else self._coalescer.write_soon(writes)
+
+    def clear_soon(self, prefix: str, masked: Sequence[str]) -> Awaitable[int]:
+        """Removes the keys below `prefix`, but not below one of `masked`."""
+        work = partial(self._clear, prefix, tuple(masked))
+        if self._coalescer is None:
+            return self.run(work, None, mutates=True)
+        self.check_open()
+        return self._coalescer.run_soon(work, None)
+
+    async def _clear(self, prefix: str, masked: tuple[str, ...]) -> int:
+        if not masked and not self._watchers.listeners:
+            return await self.driver.clear(prefix)
+        total, after = 0, None
+        while page := await self.driver.scan(prefix, after=after, limit=PAGE, reverse=False):
+            after = next((after_all(hidden) for hidden in masked if page[-1].startswith(hidden)), page[-1])
+            kept = (key for key in page if not key.startswith(masked) and is_key(key, at_root=not self.base))
+            writes: list[Write] = [(key, None, None) for key in kept]
+            found = await self.driver.write(writes) if writes else []
+            self._told(writes, found or ())
+            total += sum(found or ())
+        return total
+
+    async def write_if(self, writes: Sequence[Write], expect: Expect, again: Again) -> list[bool] | None:
+        """A write with a condition, and `again` where it did not hold, before any later call on the same keys."""
+        if self._coalescer is None:
+            found = await self.write(writes, expect)
+            return await again(self.read, self.write) if found is None else found
+        self.check_open()
+        return await self._coalescer.write(writes, expect, again=again)
 
     async def run(self, call: Callable[[], Coroutine[Any, Any, T]], keys: Sequence[str] | None, *, mutates: bool = False) -> T:
         """A call of the driver other than reads and writes, in order with those on the same `keys` (None: any)."""

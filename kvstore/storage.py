@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,8 +14,9 @@ from random import random
 from types import UnionType
 from typing import Any, Self, TypeVar, overload
 
-from kvstore.driver import NOT_NOW, PAGE, Stat, Write
-from kvstore.errors import ClosedError, InvalidKeyError, InvalidValueError, KVStoreError, UnsupportedOperation
+from kvstore.batches import Read, WriteCall
+from kvstore.driver import NOT_NOW, PAGE, Expect, Stat, Write
+from kvstore.errors import ClosedError, InvalidKeyError, InvalidValueError, KVStoreError, UnsupportedOperation, backend_error
 from kvstore.keys import below, normalize_base, normalize_below
 from kvstore.listing import pages
 from kvstore.mount import Mount, MountTable, Route, close_all
@@ -215,7 +216,7 @@ class Storage:
 
         No other writer comes in between: where one was faster, `fn` runs again on what it wrote. `fn` may be async, and
         removes the key by returning `MISSING`. It may update other keys, but to write this one would make it run again for
-        ever: an update of it inside is an `UnsupportedOperation`.
+        ever: an update of it inside is an `UnsupportedOperation`. While an async `fn` waits, other calls on the key go on.
         """
         mount = None
         try:
@@ -330,10 +331,15 @@ class Storage:
         `expect` `conditional` too; else `UnsupportedOperation`.
         """
         plan = self._plan("commit", items, removes, ttl)
-        conditions: dict[Mount, dict[str, object]] = {}
+        conditions: dict[Mount, dict[str, bytes | None]] = {}
         for key, value in (expect or {}).items():
             mount, inner = self._located("commit", key)
-            conditions.setdefault(mount, {})[inner] = value
+            try:
+                if inner in conditions.setdefault(mount, {}):
+                    raise InvalidValueError("two conditions are about one key")
+                conditions[mount][inner] = None if value is MISSING else encode(value)
+            except KVStoreError as error:
+                raise _at(error, "commit", key, mount) from error.__cause__
         mounts = list(plan | conditions)
         if not mounts:
             return True
@@ -410,24 +416,18 @@ class Storage:
 
     async def clear(self, base: str = "") -> int:
         """Removes exactly the keys below `base`, in every mount that it touches. Returns how many there were."""
-        shares = self._shares("clear", base)
-        total, watched = 0, bool(self._table.watchers.listeners)
-        for mount, _, _ in shares:
+        shares = {mount: (prefix, masked) for mount, prefix, masked in self._shares("clear", base)}
+        for mount in shares:
             try:
                 mount.check()
             except KVStoreError as error:
                 raise _at(error, "clear", base, mount) from error.__cause__
-        for mount, prefix, masked in shares:
-            if watched or masked:
-                continue
-            try:
-                total += await mount.run(partial(mount.driver.clear, prefix), None, mutates=True)
-            except KVStoreError as error:
-                raise _at(error, "clear", base, mount) from error.__cause__
-        if watched or any(masked for _, _, masked in shares):  # keys have to be told, or others kept: one by one
-            async for page in self._pages("clear", base):
-                total += await self.remove_items(page)
-        return total
+        counts = await _on_each(
+            shares,
+            lambda mount: mount.clear_soon(*shares[mount]),
+            lambda mount, error: _at(error, "clear", base, mount),
+        )
+        return sum(counts.values())
 
     @asynccontextmanager
     async def watch(self, base: str = "") -> AsyncIterator[Listener]:
@@ -491,7 +491,9 @@ class Storage:
         mount = self._table.find(whole)
         if len(self._routes) >= ROUTES:
             self._routes.clear()
-        route = self._routes[key] = mount, whole[len(mount.prefix) :]
+        route = mount, whole[len(mount.prefix) :]
+        if key.__class__ is str:  # and no subclass, which may be equal to another text
+            self._routes[key] = route
         return route
 
     def _located(self, operation: str, key: str) -> tuple[Mount, str]:
@@ -520,14 +522,14 @@ class Storage:
                 order[outward] = None
                 shares.setdefault(mount, []).append(inner)
 
-        async def read(mount: Mount, inner: list[str]) -> None:
-            try:
-                for key, data in zip(inner, await mount.read(inner), strict=True):
-                    order[(mount.prefix + key)[len(self._prefix) :]] = data
-            except KVStoreError as error:
-                raise self._among(error, operation, inner, mount) from error.__cause__
-
-        _raise_first(await _gather([read(mount, inner) for mount, inner in shares.items()]))
+        found_on = await _on_each(
+            shares,
+            lambda mount: mount.read_soon(shares[mount]),
+            lambda mount, error: self._among(error, operation, shares[mount], mount),
+        )
+        for mount, found in found_on.items():
+            for key, data in zip(shares[mount], found, strict=True):
+                order[(mount.prefix + key)[len(self._prefix) :]] = data
         return order
 
     def _plan(
@@ -561,16 +563,12 @@ class Storage:
 
     async def _write_all(self, operation: str, plan: Mapping[Mount, Mapping[str, Write]]) -> int:
         """Carries out a plan. Returns how many of its keys were there before."""
-        found: list[bool] = []
-
-        async def write(mount: Mount, writes: list[Write]) -> None:
-            try:
-                found.extend(await mount.write(writes) or ())
-            except KVStoreError as error:
-                raise self._among(error, operation, [key for key, _, _ in writes], mount) from error.__cause__
-
-        _raise_first(await _gather([write(mount, list(writes.values())) for mount, writes in plan.items()]))
-        return sum(found)
+        found = await _on_each(
+            plan,
+            lambda mount: mount.write_soon([*plan[mount].values()]),
+            lambda mount, error: self._among(error, operation, [*plan[mount]], mount),
+        )
+        return sum(sum(there or ()) for there in found.values())
 
     async def _write(self, operation: str, key: str, make: Callable[[], bytes | None], ttl: Ttl, *expected: object) -> bool:
         mount = None
@@ -580,7 +578,7 @@ class Storage:
             expires_at, data = mount.expiry(ttl), make()
             writes = [(inner, data, None if data is None else expires_at)]
             if expected:
-                return await _write_if(mount, writes, {inner: expected[0]})
+                return await _write_if(mount, writes, {inner: None if expected[0] is MISSING else encode(expected[0])})
             await mount.write(writes)
             return True
         except KVStoreError as error:
@@ -652,40 +650,56 @@ def prefix_storage(storage: Storage, base: str) -> Storage:
     return Storage(storage._table, storage._below(base))
 
 
-async def _write_if(mount: Mount, writes: list[Write], expect: Mapping[str, object]) -> bool:
-    """Writes if the values are as expected, compared as JSON. False: they are not."""
-    exact = {key: None if value is MISSING else encode(value) for key, value in expect.items()}
-    while await mount.write(writes, exact) is None:
-        if all(data is None for data in exact.values()):
-            return False
-        # The same value may be stored in other bytes, with its members in another order.
-        found = dict(zip(expect, await mount.read(list(expect)), strict=True))
-        for key, value in expect.items():
-            data = found[key]
-            if data is None or value is MISSING:
-                if data is not None or value is not MISSING:
-                    return False
-            elif not same_json(data, value):
-                return False
-        exact = found
-    return True
-
-
-async def _gather(calls: list[Coroutine[Any, Any, None]]) -> list[BaseException | None]:
-    """Runs all to their end, at once where there are several."""
-    if len(calls) == 1:
+async def _on_each(
+    mounts: Iterable[Mount],
+    begin: Callable[[Mount], Awaitable[T]],
+    at: Callable[[Mount, KVStoreError], KVStoreError],
+) -> dict[Mount, T]:
+    """What a call gives on each of several mounts. All go to their end, then the first error is raised, as `at` tells it."""
+    outcomes: dict[Mount, Any] = {}
+    for mount in mounts:
         try:
-            await calls[0]
-            return []
-        except Exception as error:
-            return [error]
-    return await asyncio.gather(*calls, return_exceptions=True)
-
-
-def _raise_first(outcomes: list[BaseException | None]) -> None:
-    for outcome in outcomes:
-        if outcome is not None:
+            outcomes[mount] = begin(mount)
+        except KVStoreError as error:
+            outcomes[mount] = error
+    for mount, begun in outcomes.items():
+        if inspect.iscoroutine(begun):  # of a driver that never waits, where it begins only now
+            try:
+                outcomes[mount] = await begun
+            except Exception as error:
+                outcomes[mount] = error
+    waiting = {mount: begun for mount, begun in outcomes.items() if isinstance(begun, asyncio.Future)}
+    if waiting:
+        outcomes |= zip(waiting, await asyncio.gather(*waiting.values(), return_exceptions=True), strict=True)
+    for mount, outcome in outcomes.items():
+        if isinstance(outcome, Exception):
+            known = backend_error(outcome)
+            raise at(mount, known) from known.__cause__
+        if isinstance(outcome, BaseException):
             raise outcome
+    return outcomes
+
+
+async def _write_if(mount: Mount, writes: list[Write], expect: Expect) -> bool:
+    """Writes if the values are as expected, compared as JSON. False: they are not."""
+    if all(data is None for data in expect.values()):
+        return await mount.write(writes, expect) is not None
+
+    async def again(read: Read, write: WriteCall) -> list[bool] | None:
+        """The same value may be stored in other bytes, with its members in another order."""
+        while True:
+            found = dict(zip(expect, await read(list(expect)), strict=True))
+            for key, wanted in expect.items():
+                data = found[key]
+                if data is None or wanted is None:
+                    if data is not wanted:
+                        return None
+                elif not same_json(data, wanted):
+                    return None
+            if (written := await write(writes, found)) is not None:
+                return written
+
+    return await mount.write_if(writes, expect, again) is not None
 
 
 def _many(operation: str, keys: Iterable[str]) -> Iterable[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from kvstore.coalesce import MAX_BATCH_BYTES
+from kvstore.batches import MAX_BATCH_BYTES
 from kvstore.driver import PAGE, Stat, Write
 from kvstore.errors import InvalidValueError, KVStoreError, UnsupportedOperation
 from kvstore.mount import Mount

@@ -92,9 +92,9 @@ def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
         raise InvalidValueError(f"{type!r} is not a type that a value can be read as: {error}") from error
 
 
-def same_json(data: bytes, expected: object) -> bool:
-    """Whether the JSON in `data` says the same as `expected`: 1, 1.0 and True differ, the order of members does not."""
-    return _canonical(decode(data)) == _canonical(decode(encode(expected)))
+def same_json(one: bytes, other: bytes) -> bool:
+    """Whether both say the same as JSON: 1, 1.0 and True differ, the order of members does not."""
+    return _canonical(decode(one)) == _canonical(decode(other))
 
 
 def _canonical(value: object) -> object:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -115,6 +117,7 @@ async def test_an_idle_call_goes_straight_through() -> None:
 @in_loop
 async def test_writes_that_wait_become_one_where_the_last_of_a_key_wins() -> None:
     driver = Recording()
+    driver.capabilities = replace(driver.capabilities, metadata=False)
     storage, first = await _busy(driver, "write")
     calls = [
         asyncio.create_task(storage.remove_item("k0")),
@@ -191,7 +194,7 @@ async def test_conditional_writes_are_not_merged_with_others() -> None:
     assert await asyncio.gather(first, *calls) == [None, None, None, False, True, None, True, None, None]
     assert await storage.get_items(["a", "b", "c", "d", "e"]) == {"a": 5, "b": 1, "c": 1, "d": 4, "e": 5}
     calls_made = driver.since()
-    assert calls_made[0] == ("write many", ["2", "1", "1", "1", "1", "2"])
+    assert calls_made[0] == ("write many", ["2", "1", "1", "1", "1", "1"])  # not what follows a condition on its key
     assert [keys for name, keys in calls_made if name == "write if"] == [["a"], ["a"], ["d"]]
 
 
@@ -218,6 +221,62 @@ async def test_one_calls_fault_is_its_own() -> None:
     assert isinstance(found[1], CorruptValueError)
     assert (found[1].operation, found[1].key) == ("get_item", "torn")
     assert await storage.get_items(["a", "b"]) == {"a": 1, "b": 1}
+
+
+@in_loop
+async def test_one_calls_fault_is_its_own_beside_conditions_too() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    driver.bad = {"bad": CorruptValueError("torn")}
+    calls = [asyncio.create_task(storage.set_item(key, 1)) for key in ("a", "bad", "b")]
+    calls += [asyncio.create_task(storage.add_item(key, 2)) for key in ("b", "c")]
+    driver.gate.set()
+
+    outcomes = await asyncio.gather(first, *calls, return_exceptions=True)
+    assert [outcomes[place] for place in (1, 5)] == [None, True]
+    # What `b` was set to would come after its condition now, so that fails as its batch did.
+    assert [type(outcome) for outcome in outcomes[2:4]] == [CorruptValueError] * 2
+    assert outcomes[4] is True
+    assert await storage.get_items(["a", "b", "c"]) == {"a": 1, "b": 2, "c": 2}
+
+
+@in_loop
+async def test_calls_that_wait_for_the_connection_are_not_overtaken() -> None:
+    """A3."""
+    driver = Recording()
+    driver.gate.clear()
+    storage = create_storage(driver)
+    calls = []
+    for number in range(60):
+        calls.append(asyncio.create_task(storage.set_item("key", number)))
+        if number == 20:
+            driver.gate.set()
+        await asyncio.sleep(0)
+
+    await asyncio.gather(*calls)
+    assert await storage.get_item("key") == 59
+
+
+@in_loop
+async def test_thousands_of_calls_that_can_not_be_merged_cost_no_more_each_than_a_hundred() -> None:
+    """L2: neither those on one key, which follow each other, nor those on keys of their own."""
+    driver = Recording()
+    storage = create_storage(driver)
+    passes = {}
+    for size in (100, 2_000):
+        await storage.set_items({f"key:{number}": 0 for number in range(size)})
+        for own in (False, True):
+            before = time.process_time()
+
+            async def update(number: int, own: bool = own) -> None:
+                await storage.update_item(f"key:{number if own else 0}", lambda value: value + 1)
+
+            await asyncio.gather(*(update(number) for number in range(size)))
+            passes[size, own] = (time.process_time() - before) / size
+        assert await storage.get_item("key:0") == size + 1
+
+    for own in (False, True):
+        assert passes[2_000, own] < 4 * passes[100, own]
 
 
 @in_loop

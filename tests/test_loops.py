@@ -264,7 +264,7 @@ def test_a_listing_raises_once_the_storage_is_closed(driver: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("inline", [True, False])
-@pytest.mark.parametrize("work", ["get_keys", "count", "clear", "copy", "snapshot"])
+@pytest.mark.parametrize("work", ["get_keys", "count", "copy", "snapshot"])
 def test_work_in_several_steps_raises_when_the_storage_is_closed_in_between(work: str, inline: bool) -> None:
     """L1."""
 

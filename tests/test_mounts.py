@@ -29,6 +29,24 @@ async def _keys(driver: MemoryDriver) -> list[str]:
 
 
 @in_loop
+async def test_a_text_that_says_it_is_equal_to_another_is_not_taken_for_it() -> None:
+    """K1: two keys that differ stay two, whatever a subclass of str compares as."""
+
+    class Folded(str):
+        def __hash__(self) -> int:
+            return hash(self.lower())
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, str) and self.lower() == other.lower()
+
+    storage = create_storage()
+    await storage.set_item("ABC", "upper")
+    assert await storage.get_item(Folded("ABC")) == "upper"
+    await storage.set_item("abc", "lower")
+    assert await storage.get_items(["ABC", "abc"]) == {"ABC": "upper", "abc": "lower"}
+
+
+@in_loop
 async def test_a_mount_keeps_the_keys_below_its_base_and_its_parent_the_base_itself() -> None:
     root, cache = MemoryDriver(), MemoryDriver()
     storage = create_storage(root).mount("cache", cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 from kvstore.storage import Meta, Storage
@@ -125,6 +126,22 @@ class Metadata(Contract):
             await marked()
             await store.pass_time(SHORT)
             await unmarked()
+
+    @in_loop
+    @promised("metadata")
+    async def test_custom_metadata_goes_with_a_key_that_is_removed_and_set_at_once(self, store: Store) -> None:
+        """T2, A3: gathered, by single calls and by batches, they leave what they leave one after another."""
+        storage = store.storage
+        for is_batch in (False, True):
+            await storage.set_item("key", 1)
+            await storage.set_meta("key", {"a": 1})
+            _, removed, _ = await asyncio.gather(
+                storage.set_item("other", 1),
+                storage.remove_items(["key", "missing"]) if is_batch else storage.remove_item("key"),
+                storage.set_items({"key": 2, "new": 3}) if is_batch else storage.set_item("key", 2),
+            )
+            assert removed == 1
+            assert (await _meta(storage, "key")).custom == {}
 
     @in_loop
     @promised("metadata", "expiry")

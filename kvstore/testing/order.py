@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
+from kvstore.driver import Event
 from kvstore.storage import Storage
 from kvstore.testing.store import Contract, Store, in_loop, promised
 
@@ -104,6 +105,55 @@ class Order(Contract):
             assert await storage.get_keys() == ["base:after"], base
 
     @in_loop
+    async def test_a_clear_that_is_told_takes_effect_in_its_order_too(self, store: Store) -> None:
+        """A3, W1: and where another mount keeps some of the keys below."""
+        storage = store.storage
+        for is_parted in (False, True):
+            if is_parted:
+                storage.mount("base:inner", "memory")
+            await storage.set_items({"base:1": 1, "base:inner:1": 1})
+            async with storage.watch() as events:
+                cleared, _ = await asyncio.gather(storage.clear("base"), storage.set_item("base:1", 2))
+                told = {await anext(events) for _ in range(3)}
+            assert (cleared, await storage.get_item("base:1")) == (2, 2)
+            assert told == {Event("remove", "base:1"), Event("remove", "base:inner:1"), Event("update", "base:1")}
+
+    @in_loop
+    async def test_a_batch_over_several_mounts_takes_effect_in_its_order(self, store: Store) -> None:
+        """A3: on each of them."""
+        storage = store.storage.mount("other", "memory")
+        for number in range(store.times(20)):
+            first, found, _, _ = await asyncio.gather(
+                storage.set_items({"key": number, "other:key": number}),
+                storage.get_items(["other:key", "key"]),
+                storage.set_item("key", "last"),
+                storage.set_item("other:key", "last"),
+            )
+            assert (first, found) == (None, {"other:key": number, "key": number})
+            assert await storage.get_items(["key", "other:key"]) == {"key": "last", "other:key": "last"}
+
+    @in_loop
+    @promised("conditional")
+    async def test_a_condition_is_decided_before_any_later_call(self, store: Store) -> None:
+        """A3, A2: also where the value has to be looked at, since it is another one or has its members in another order."""
+        storage = store.storage
+        for _ in range(store.times(10)):
+            await storage.set_item("key", 1)
+            results = await asyncio.gather(
+                storage.get_item("key"), storage.compare_and_set("key", 2, "stolen"), storage.set_item("key", 2)
+            )
+            assert [*results, await storage.get_item("key")] == [1, False, None, 2]
+
+            await storage.set_item("key", {"a": 1, "b": 2})
+            others = await asyncio.gather(
+                storage.get_item("other"),
+                storage.compare_and_set("key", {"b": 2, "a": 1}, "won"),
+                storage.get_item("key"),
+                storage.set_item("key", "later"),
+            )
+            assert [*others, await storage.get_item("key")] == [None, True, "won", None, "later"]
+
+    @in_loop
     @promised("conditional")
     async def test_conditional_writes_keep_their_order(self, store: Store) -> None:
         """A3: adds, compares and plain writes on one key, gathered."""
@@ -139,6 +189,19 @@ class Order(Contract):
                 await asyncio.gather(first, *crowd, return_exceptions=True)
             await asyncio.sleep(0.02)  # for what a thread might still have to do
             assert await storage.get_item("key") == "last"
+
+    @in_loop
+    async def test_a_cancelled_write_never_happens_after_a_call_that_did_not_find_it(self, store: Store) -> None:
+        """A3: whether it happens is open, but not any more once a later call has looked."""
+        storage = store.storage
+        for number in range(store.times(10)):
+            write = asyncio.create_task(storage.set_item(f"key:{number}", "x" * 500_000))
+            await asyncio.sleep(0)
+            write.cancel()
+            await asyncio.gather(write, return_exceptions=True)
+            found = await storage.has_item(f"key:{number}")
+            await asyncio.sleep(0.01)
+            assert await storage.has_item(f"key:{number}") is found
 
     @in_loop
     async def test_a_cancelled_caller_takes_nobody_with_it(self, store: Store) -> None:
