@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from kvstore.keys import join_key as join_key
     from kvstore.keys import normalize_key as normalize_key
     from kvstore.keys import unescape_segment as unescape_segment
+    from kvstore.meta import Meta as Meta
     from kvstore.mount import Mount as Mount
-    from kvstore.storage import Meta as Meta
     from kvstore.storage import Storage as Storage
     from kvstore.storage import create_storage as create_storage
     from kvstore.storage import prefix_storage as prefix_storage
@@ -65,7 +65,8 @@ _PLACES = {
     ),
     "keys": ("escape_segment", "join_key", "normalize_key", "unescape_segment"),
     "mount": ("Mount",),
-    "storage": ("Meta", "Storage", "create_storage", "prefix_storage"),
+    "meta": ("Meta",),
+    "storage": ("Storage", "create_storage", "prefix_storage"),
     "transfer": ("copy", "restore_snapshot", "snapshot"),
     "values": ("MISSING", "NEVER"),
 }

@@ -11,6 +11,8 @@ from kvstore.keys import RESERVED, after_all, below, past
 from kvstore.mount import Mount, MountTable
 
 _RESERVED_END = past(below(RESERVED))
+_FEW = 16
+"""Keys that a scan asks for where most of them are hidden."""
 
 
 class _Stream:
@@ -29,6 +31,7 @@ class _Stream:
         self._base = prefix
         self._page: list[str] = []  # in the opposite order, so that keys are taken from its end
         self._ended = False
+        self._step = PAGE  # how many keys the next scan asks for at the most
         # Where the next key may lie. Until the first page is read, and then it is the next key itself.
         self.head = after_all(self._scanned) if reverse else self._scanned
 
@@ -47,18 +50,22 @@ class _Stream:
                 else:
                     after = after[cut:]
             prefix = self._scanned[cut:]
-            call = partial(self.mount.driver.scan, prefix, after=after, limit=limit, reverse=self._reverse)
+            step = min(limit, self._step)
+            call = partial(self.mount.driver.scan, prefix, after=after, limit=step, reverse=self._reverse)
             try:
                 found = await self.mount.run(call, None)
             except KVStoreError as error:
                 raise error.at(None, None, self.mount.base, self.mount.driver.name) from error.__cause__
-            self._ended = len(found) < limit
+            self._ended = len(found) < step
             if not found:
                 return False
             keys = [self.mount.prefix + key for key in found]
             last, hidden = keys[-1], self._hidden(keys[-1])
             if hidden is not None:  # the next page starts behind all that is hidden with the last key
                 last = hidden if self._reverse else max(last, after_all(hidden))
+                # Much of the page may lie below the one folder that it ends in, which the next scan jumps over.
+                is_wasted = keys[len(keys) // 2].startswith(hidden)
+                self._step = max(_FEW, step // 4) if is_wasted else min(2 * step, PAGE)
             self._after = last
             if self._masked or self._depth is not None:
                 keys = [key for key in keys if self._hidden(key) is None]

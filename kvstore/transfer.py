@@ -45,7 +45,7 @@ async def copy(source: Storage, target: Storage, base: str = "", *, into: str | 
         while keys:
             stats = await _stats(origin, keys)
             some = _share(stats)
-            found = await origin._read("copy", some)
+            found = await origin.keyspace.read("copy", some)
             entries: dict[str, tuple[bytes, Stat]] = {}
             for key, now in (await _stats(origin, some)).items():
                 data = found[key]
@@ -59,12 +59,12 @@ async def copy(source: Storage, target: Storage, base: str = "", *, into: str | 
 
 async def _inside(origin: Storage, goal: Storage) -> str | None:
     """The prefix in `origin` of what a copy to `goal` would write there itself, if any."""
-    if origin._table is not goal._table or origin._prefix == goal._prefix:
+    if origin.keyspace.table is not goal.keyspace.table or origin.keyspace.prefix == goal.keyspace.prefix:
         return None
-    if goal._prefix.startswith(origin._prefix):
-        return goal._prefix[len(origin._prefix) :]
-    if origin._prefix.startswith(goal._prefix):
-        over = origin._prefix[len(goal._prefix) :].removesuffix(":")
+    if goal.keyspace.prefix.startswith(origin.keyspace.prefix):
+        return goal.keyspace.prefix[len(origin.keyspace.prefix) :]
+    if origin.keyspace.prefix.startswith(goal.keyspace.prefix):
+        over = origin.keyspace.prefix[len(goal.keyspace.prefix) :].removesuffix(":")
         if keys := await origin.get_keys(over, limit=1):
             raise InvalidValueError("this key would be copied over another that is to be copied", operation="copy", key=keys[0])
     return None
@@ -85,13 +85,13 @@ def _share(stats: Mapping[str, Stat]) -> list[str]:
 async def _stats(storage: Storage, keys: Iterable[str]) -> dict[str, Stat]:
     """Of the keys that are there, in their order."""
     found: dict[str, Stat] = {}
-    for mount, inner in storage._by_mount("copy", keys).items():
+    for mount, inner in storage.keyspace.by_mount("copy", keys).items():
         try:
             if mount.capabilities.expiry and not mount.capabilities.metadata:
                 raise UnsupportedOperation("this driver can't tell when its keys expire")
             stats = await mount.run(partial(mount.driver.stat, list(inner)), list(inner))
         except KVStoreError as error:
-            raise storage._among(error, "copy", list(inner), mount) from error.__cause__
+            raise storage.keyspace.among(error, "copy", list(inner), mount) from error.__cause__
         found |= {key: stat for key, stat in zip(inner.values(), stats, strict=True) if stat is not None}
     return {key: found[key] for key in keys if key in found}
 
@@ -99,7 +99,7 @@ async def _stats(storage: Storage, keys: Iterable[str]) -> dict[str, Stat]:
 async def _put(storage: Storage, entries: Mapping[str, tuple[bytes, Stat]], *, overwrite: bool) -> int:
     """Returns how many keys were written."""
     count = 0
-    for mount, inner in storage._by_mount("copy", entries).items():
+    for mount, inner in storage.keyspace.by_mount("copy", entries).items():
         try:
             mount.check(conditional=not overwrite)
             stats = {key: entries[outward][1] for key, outward in inner.items()}
@@ -113,7 +113,7 @@ async def _put(storage: Storage, entries: Mapping[str, tuple[bytes, Stat]], *, o
                 if stats[key].custom is not None or (was_there and mount.capabilities.metadata):
                     await mount.run(partial(mount.driver.set_meta, key, stats[key].custom), [key], mutates=True)
         except KVStoreError as error:
-            raise storage._among(error, "copy", list(inner), mount) from error.__cause__
+            raise storage.keyspace.among(error, "copy", list(inner), mount) from error.__cause__
         count += len(there)
     return count
 

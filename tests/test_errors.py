@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from running import in_loop
@@ -123,6 +125,48 @@ async def test_every_call_names_itself_its_key_and_its_mount() -> None:
         assert (error.operation, error.key) == (operation, about)
         assert (error.mount, error.driver) == ("far:away", "test_errors"), operation
         assert error.__cause__ is cause, operation
+
+
+@in_loop
+async def test_what_makes_no_sense_is_an_error_of_the_tree_that_names_the_call() -> None:
+    """E1, T1: before anything is touched."""
+    storage = create_storage()
+    await storage.set_item("key", {"x": 1})
+    nonsense: list[tuple[str, type[KVStoreError], Callable[[], Any]]] = [
+        ("set_items", InvalidValueError, lambda: storage.set_items("abc")),  # type: ignore[arg-type]
+        ("set_items", InvalidValueError, lambda: storage.set_items({}, ttl=-1)),
+        ("get_items", InvalidKeyError, lambda: storage.get_items(5)),  # type: ignore[call-overload]
+        ("remove_items", InvalidKeyError, lambda: storage.remove_items("key")),
+        ("commit", InvalidValueError, lambda: storage.commit({"key": 1}, expect=[1])),  # type: ignore[arg-type]
+        ("commit", InvalidValueError, lambda: storage.commit({"key": 1}, expect={"key": 1, "/key": 1})),
+        ("commit", InvalidValueError, lambda: storage.commit({}, removes=["key"], ttl="x")),  # type: ignore[arg-type]
+        ("update_item", InvalidValueError, lambda: storage.update_item("key", 5)),  # type: ignore[arg-type]
+        ("get_keys", InvalidKeyError, lambda: storage.get_keys("..", limit=0)),
+        ("get_mount", InvalidKeyError, lambda: storage.get_mount("..")),
+        ("get_mounts", InvalidKeyError, lambda: storage.get_mounts("..")),
+        ("prefix_storage", InvalidKeyError, lambda: prefix_storage(storage, "..")),
+        ("mount", ConfigError, lambda: storage.mount("", "memory")),
+        ("unmount", ConfigError, lambda: storage.unmount("nowhere")),
+        ("watch", InvalidKeyError, lambda: storage.watch("..").__aenter__()),
+    ]
+
+    async def done(call: Callable[[], Any]) -> None:
+        if inspect.isawaitable(result := call()):
+            await result
+
+    for operation, kind, call in nonsense:
+        with pytest.raises(kind) as caught:
+            await done(call)
+        assert caught.value.operation == operation
+    assert await storage.get_item("key") == {"x": 1}
+
+
+@in_loop
+async def test_the_error_of_a_condition_names_its_own_key() -> None:
+    storage = create_storage()
+    with pytest.raises(InvalidValueError) as caught:
+        await storage.commit({"a": 1}, expect={"b": {1, 2}})
+    assert caught.value.key == "b"
 
 
 @in_loop

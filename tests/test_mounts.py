@@ -29,6 +29,28 @@ async def _keys(driver: MemoryDriver) -> list[str]:
 
 
 @in_loop
+async def test_a_listing_to_a_depth_does_not_read_what_lies_deeper() -> None:
+    """R3: a page costs what it holds: of each folder that is jumped over a few keys, however many it has."""
+
+    class Counting(MemoryDriver):
+        scanned = 0
+
+        async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+            found = await super().scan(prefix, after=after, limit=limit, reverse=reverse)
+            self.scanned += len(found)
+            return found
+
+    storage = create_storage(driver := Counting())
+    for folder in range(30):
+        await storage.set_items({f"folder{folder:02}:{number:04}": 1 for number in range(1_000)})
+    await storage.set_items({"a": 1, "z": 1})
+    for reverse in (False, True):
+        driver.scanned = 0
+        assert sorted(await storage.get_keys(max_depth=0, reverse=reverse)) == ["a", "z"]
+        assert driver.scanned < 3_000
+
+
+@in_loop
 async def test_a_text_that_says_it_is_equal_to_another_is_not_taken_for_it() -> None:
     """K1: two keys that differ stay two, whatever a subclass of str compares as."""
 

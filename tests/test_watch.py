@@ -215,7 +215,7 @@ async def test_a_watch_that_can_not_begin_raises_where_it_is_entered() -> None:
         async with storage.watch():
             pass
     assert (caught.value.operation, caught.value.mount) == ("watch", "far")
-    assert storage._table.watchers.listeners == []
+    assert storage.keyspace.table.watchers.listeners == []
 
 
 @in_loop

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from kvstore.storage import Meta, Storage
+from kvstore.meta import Meta
+from kvstore.storage import Storage
 from kvstore.testing.expiry import expired
 from kvstore.testing.store import LONG, SHORT, Contract, Store, in_loop, promised
 

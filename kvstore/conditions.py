@@ -1,0 +1,79 @@
+"""Writes that depend on what is there."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from random import random
+from typing import Any
+
+from kvstore.batches import Read, WriteCall
+from kvstore.driver import Expect, Write
+from kvstore.mount import Mount
+from kvstore.values import MISSING, Missing, decode, encode, same_json
+
+MAX_BACK_OFF = 1.0
+"""Seconds that an update waits at the most before it tries again."""
+
+
+async def write_if(mount: Mount, writes: list[Write], expect: Expect) -> bool:
+    """Writes if the values are as expected, compared as JSON. False: they are not."""
+    if all(data is None for data in expect.values()):
+        return await mount.write(writes, expect) is not None
+
+    async def again(read: Read, write: WriteCall) -> list[bool] | None:
+        """The same value may be stored in other bytes, with its members in another order."""
+        while True:
+            found = dict(zip(expect, await read(list(expect)), strict=True))
+            for key, wanted in expect.items():
+                data = found[key]
+                if data is None or wanted is None:
+                    if data is not wanted:
+                        return None
+                elif not same_json(data, wanted):
+                    return None
+            if (written := await write(writes, found)) is not None:
+                return written
+
+    return await mount.write_if(writes, expect, again) is not None
+
+
+async def update(
+    mount: Mount,
+    key: str,
+    fn: Callable[[Any], Any | Awaitable[Any]],
+    absent: bytes | Missing,
+    expiry: Callable[[], int | None],
+) -> Any:
+    """Stores what `fn` makes of the value, or of `absent`, and returns it. See `Storage.update_item`."""
+    mount.check_update(key)
+
+    def made(data: bytes | None) -> Any:
+        old = absent if data is None else data
+        return fn(MISSING if old is MISSING else decode(old))
+
+    def write(new: object) -> Write:
+        return (key, None, None) if new is MISSING else (key, encode(new), expiry())
+
+    async with mount.alone(key) as (read_alone, write_alone):
+        while True:
+            (data,) = await read_alone((key,))
+            new = made(data)
+            if inspect.isawaitable(new):
+                break
+            if await write_alone([write(new)], {key: data}) is not None:
+                return new
+    # It may wait, for other updates even: the others go on.
+    with mount.updating(key):
+        lost, began = 0, time.monotonic()
+        while True:
+            new = await new if inspect.isawaitable(new) else new
+            if await mount.write([write(new)], {key: data}) is not None:
+                return new
+            # One of a crowd gets through each time, so the others come back at times of their own.
+            await asyncio.sleep(random() * min(MAX_BACK_OFF, (time.monotonic() - began) * 2**lost))
+            lost, began = min(lost + 1, 16), time.monotonic()
+            (data,) = await mount.read((key,))
+            new = made(data)
