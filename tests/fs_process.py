@@ -38,6 +38,24 @@ def writers(path: str) -> None:
             os.write(1, f"dead {name}\n".encode())
 
 
+def fork(path: str) -> None:
+    """Four children and their parent count with the storage that was used before the fork."""
+    storage = create_storage(FsDriver(path))
+
+    async def count() -> None:
+        for _ in range(100):
+            await storage.update_item("counter", lambda count: count + 1)
+
+    asyncio.run(storage.set_item("counter", 0))
+    parent = os.getpid()
+    children = [os.fork() for _ in range(4) if os.getpid() == parent]
+    asyncio.run(count())
+    if 0 in children:
+        os._exit(0)
+    ends = [os.waitpid(child, 0)[1] for child in children]
+    assert not any(ends)
+
+
 async def write(path: str, name: str) -> None:
     """Writes for ever, and says which numbers are written."""
     storage = create_storage(FsDriver(path))
@@ -67,4 +85,4 @@ if __name__ == "__main__":
     if job == "serve":
         asyncio.run(serve(path))
     else:
-        {"lock": lock, "writers": writers}[job](path)
+        {"lock": lock, "writers": writers, "fork": fork}[job](path)

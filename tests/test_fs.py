@@ -91,6 +91,14 @@ async def test_who_only_reads_never_waits_for_the_lock(path: Path) -> None:
 
 
 @in_directory
+async def test_A2_updates_hold_between_a_process_and_its_forks(path: Path) -> None:
+    with process("fs_process.py", "fork", path) as started:
+        assert started.wait(60) == 0
+    async with tree(path) as storage:
+        assert await storage.get_item("counter") == 500
+
+
+@in_directory
 async def test_the_lock_ends_with_the_process_that_held_it(path: Path) -> None:
     async with tree(path) as storage:
         await storage.set_item("key", 1)
@@ -521,6 +529,16 @@ async def test_a_store_that_is_opened_sweeps_what_expired_while_it_was_closed(pa
         async with asyncio.timeout(10):
             while files(path):
                 await asyncio.sleep(0.02)
+
+
+@in_directory
+async def test_T2_a_minute_in_which_nothing_expires_any_more_leaves_no_directory(path: Path) -> None:
+    async with tree(path) as storage:
+        for number in range(20):
+            await storage.set_item("key", number, ttl=3600 + 60 * number)
+        assert len(os.listdir(path / ".kvstore/expiry")) == 1
+        await storage.remove_item("key")
+        assert os.listdir(path / ".kvstore/expiry") == []
 
 
 @in_directory

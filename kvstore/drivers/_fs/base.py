@@ -18,7 +18,8 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class Base:
     """The directory `path`. With `fsync` what is made in it is on the disk when the call returns.
 
-    Its descriptor carries the lock, which ends with the process. `timeout`: seconds to wait for it.
+    Its descriptor carries the lock, which ends with the process and which a fork would share, so a child opens its own.
+    `timeout`: seconds to wait for the lock.
     """
 
     def __init__(self, path: str, *, fsync: bool, timeout: float) -> None:
@@ -28,18 +29,22 @@ class Base:
         self._timeout = timeout
         self._real = path
         self._descriptor: int | None = None
+        self._process = 0  # that opened it
 
     @property
     def is_open(self) -> bool:
         return self._descriptor is not None
 
-    def open(self) -> None:
-        """Makes it and opens it, unless it is open. Raises `BackendError` where that can't be."""
+    def open(self, *, make: bool = True) -> None:
+        """Makes it and opens it, unless it is open. Raises `BackendError` where that can't be, or it is not there."""
         if self._descriptor is not None:
-            return
+            if self._process == os.getpid():
+                return
+            self.close()  # which leaves the parent's lock to the parent
         try:
-            self.make(self.path)
-            self._descriptor = os.open(self.path, FOLDER)
+            if make:
+                self.make(self.path)
+            self._descriptor, self._process = os.open(self.path, FOLDER), os.getpid()
         except NotADirectoryError as error:
             raise BackendError(f"{self.path} is a file or lies below one, where a directory is needed") from error
         self._real = os.path.realpath(self.path)

@@ -51,6 +51,8 @@ class Markers:
     def remove(self, path: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(path)
+        with suppress(OSError):  # where the minute has others; each listing looks into all that are there
+            os.rmdir(os.path.dirname(path))
 
     def due(self, now: int) -> Iterator[str]:
         """The markers whose time has come."""
