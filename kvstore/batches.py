@@ -86,10 +86,10 @@ def _is_one_calls(error: KVStoreError, calls: Sequence[Call[Any]]) -> bool:
 
 async def _write(driver: Driver, calls: Sequence[Call[Any]]) -> list[Any]:
     """Runs of plain writes become one each, where the last write of a key wins and all its callers are answered."""
-    plain = [call.writes[0] for call in calls if call.expect is None and len(call.writes) == 1]
+    plain = [call.writes[0] for call in calls if call.expect is None and len(call.writes) == 1] if driver.merges else []
     if len(plain) == len(calls) == len({key for key, _, _ in plain}):
         return [[was_there] for was_there in await driver.write(plain) or ()]
-    merged = _merged(calls, restarts=driver.capabilities.metadata)
+    merged = _merged(calls, restarts=driver.capabilities.metadata) if driver.merges else [_alone(call) for call in calls]
     batches = [batch for batch, _ in merged]
     results: Sequence[list[bool] | KVStoreError | None]
     results = [await driver.write(*batches[0])] if len(batches) == 1 else await driver.write_many(batches)
@@ -117,6 +117,10 @@ _Part = tuple[Call[Any], list[int | bool]]
 """A call, and for each of its writes the place in its batch, or the answer."""
 
 
+def _alone(call: Call[Any]) -> tuple[Batch, list[_Part]]:
+    return (call.writes, call.expect), [(call, list(range(len(call.writes))))]
+
+
 def _merged(calls: Sequence[Call[Any]], *, restarts: bool) -> list[tuple[Batch, list[_Part]]]:
     """The calls as batches in their order. `restarts`: what follows a removal of its key is no overwrite, and is not merged."""
     merged: list[tuple[Batch, list[_Part]]] = []
@@ -125,7 +129,7 @@ def _merged(calls: Sequence[Call[Any]], *, restarts: bool) -> list[tuple[Batch, 
     is_open = False
     for call in calls:
         if call.expect is not None:
-            merged.append(((call.writes, call.expect), [(call, list(range(len(call.writes))))]))
+            merged.append(_alone(call))
             is_open = False
             continue
         if is_open and restarts:

@@ -1127,3 +1127,29 @@ async def test_L2_a_slow_disk_holds_the_event_loop_for_one_read_and_then_the_thr
 def test_a_driver_says_what_it_is(tmp_path: Path) -> None:
     assert repr(FsDriver(tmp_path)) == f"FsDriver({str(tmp_path)!r})"
     assert FsDriver(b"relative").name == "fs"  # type: ignore[arg-type]
+
+
+@in_directory
+async def test_R2_W1_where_one_of_a_crowd_fails_the_others_are_told_what_they_did(path: Path) -> None:
+    async with tree(path) as storage, storage.watch() as events:
+        await storage.set_item("gone", 1)
+        (path / "broken.json").mkdir()
+        outcomes = await asyncio.gather(
+            *(storage.set_item("first", 1), storage.remove_item("gone"), storage.set_item("broken", 1)),
+            return_exceptions=True,
+        )
+        assert outcomes[:2] == [None, True]
+        assert isinstance(outcomes[2], BackendError)
+        told = [await anext(events) for _ in range(3)]
+        assert [(event.kind, event.key) for event in told] == [("update", "gone"), ("update", "first"), ("remove", "gone")]
+
+
+@in_directory
+async def test_V4_an_expiry_that_is_no_time_is_corrupt(path: Path) -> None:
+    footer = b'\n{"expires_at":100000000000000000000}'
+    fill(path, {"key.json": b"1%b%08x#kvstore" % (footer, len(footer))})
+    async with tree(path) as storage:
+        assert await storage.get_item("key") == 1
+        with pytest.raises(CorruptValueError) as caught:
+            await storage.get_meta("key")
+        assert (caught.value.key, caught.value.driver) == ("key", "fs")

@@ -61,6 +61,8 @@ class FsDriver(Driver):
         timeout: Seconds to wait while another process holds the directory locked, then `BackendTimeout`.
     """
 
+    merges = False
+
     def __init__(
         self,
         path: str | os.PathLike[str],
