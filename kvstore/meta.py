@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from kvstore.driver import Stat
+from kvstore.errors import CorruptValueError
 from kvstore.values import as_datetime, decode
 
 
@@ -29,4 +30,7 @@ class Meta:
 def meta_of(stat: Stat) -> Meta:
     """What a driver says of a key, as a program sees it. Raises `CorruptValueError` where that can't be."""
     custom = {} if stat.custom is None else decode(stat.custom)
-    return Meta(stat.size, as_datetime(stat.mtime), as_datetime(stat.expires_at), stat.etag, custom)
+    try:
+        return Meta(stat.size, as_datetime(stat.mtime), as_datetime(stat.expires_at), stat.etag, custom)
+    except (TypeError, OverflowError) as error:
+        raise CorruptValueError(f"what is kept as a time of this key is none: {error}") from error

@@ -356,6 +356,7 @@ async def test_a_row_that_somebody_broke_raises_by_its_key_and_is_left(path: Pat
             connection.execute("UPDATE kvstore SET value = x'7b' WHERE key = 'json'")
             connection.execute("UPDATE kvstore SET value = 'ä' WHERE key = 'text'")
             connection.execute("UPDATE kvstore SET value = 17 WHERE key = 'number'")
+            connection.execute("UPDATE kvstore SET expires_at = 'soon' WHERE key = 'good'")
             connection.commit()
         for key in ("json", "text"):
             with pytest.raises(CorruptValueError) as caught:

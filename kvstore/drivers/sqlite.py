@@ -325,13 +325,13 @@ class SqliteDriver(Driver):
                 return None
             raise
         due = await self._ask(lambda connection: connection.execute(self._sql.next_expiry).fetchone()[0])
-        return None if due is None else int(due)
+        return int(due) if isinstance(due, int | float) else None  # None, or what somebody wrote there
 
     def _may_commit(self, writes: int, size: int) -> sqlite3.Connection | None:
-        """The connection of the event loop, for what need not wait for the disk nor pass a write whose caller was cancelled."""
+        """The connection of the event loop, for what need not wait for the disk."""
         if (
             self._synchronous == "normal"
-            and self._writing.idle
+            and not self._checkpointing
             and writes <= _INLINE_COMMITS
             and size <= INLINE_BYTES
             and self._inline is not None
