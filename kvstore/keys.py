@@ -110,6 +110,16 @@ def past(prefix: str) -> str:
     return prefix[:-1] + ";" if prefix else after_all("")
 
 
+def bounds(prefix: str, after: str | None, *, reverse: bool) -> tuple[str, str, bool]:
+    """Where the keys below `prefix` behind `after` lie: from, to before, and whether the first itself is left out."""
+    low, high = prefix, past(prefix)
+    if after is None:
+        return low, high, False
+    if reverse:
+        return low, min(high, after), False
+    return (after, high, True) if after >= low else (low, high, False)
+
+
 def after_all(prefix: str) -> str:
     """A text that sorts after every legal key below `prefix` and before every other key that does."""
     return prefix + "\U0010ffff" * (MAX_KEY_BYTES // 4 + 1)

@@ -29,7 +29,7 @@ from kvstore.errors import (
     KVStoreError,
     MissingDependencyError,
 )
-from kvstore.keys import MAX_KEY_BYTES, RESERVED, past
+from kvstore.keys import MAX_KEY_BYTES, RESERVED, bounds, past
 from kvstore.worker import Worker
 
 _RAW, _BINARY, _TEXT = 1, 2, 3
@@ -186,12 +186,8 @@ class DiskcacheDriver(Driver):
         return [found.get(key) for key in keys]
 
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
-        low, high, bound = prefix, past(prefix), ">="
-        if after is not None and reverse:
-            high = min(high, after)
-        elif after is not None and after >= low:
-            low, bound = after, ">"
-        below = f"{_BELOW.replace('>=', bound, 1)} AND {self._is_key}"
+        low, high, strictly = bounds(prefix, after, reverse=reverse)
+        below = f"{_BELOW.replace('>=', '>' if strictly else '>=', 1)} AND {self._is_key}"
         sql = f"SELECT key {below} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
         rows = await self._on(self._reading, lambda: self._all(sql, low, high, self.clock() / 1000, limit))
         return [key for (key,) in rows]

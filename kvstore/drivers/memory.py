@@ -16,7 +16,7 @@ from sortedcontainers import SortedList
 from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Stat, Write
 from kvstore.errors import ConfigError
-from kvstore.keys import past
+from kvstore.keys import bounds, past
 
 _KEYS_PER_PASS = 2_000
 """About 4 ms of reads and writes."""
@@ -112,12 +112,7 @@ class MemoryDriver(Driver):
         return found
 
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
-        low, high = prefix, past(prefix)
-        open_low = False
-        if after is not None and reverse:
-            high = min(high, after)
-        elif after is not None and after >= low:
-            low, open_low = after, True
+        low, high, open_low = bounds(prefix, after, reverse=reverse)
         if low >= high:
             return []
 

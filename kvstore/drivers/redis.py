@@ -27,7 +27,7 @@ from kvstore.errors import (
     KVStoreError,
     MissingDependencyError,
 )
-from kvstore.keys import is_key, past
+from kvstore.keys import bounds, is_key, past
 from kvstore.lifetime import Lifetime
 
 _AT_ONCE = 8
@@ -269,13 +269,10 @@ class RedisDriver(Driver):
             keys = await self._scanned(prefix)
             keys = [key for key in sorted(keys, reverse=reverse) if after is None or (key < after if reverse else key > after)]
             return keys[:limit]
-        low, high = _bounds(prefix)
-        if after is not None and reverse and (not prefix or after < past(prefix)):
-            high = f"({after}"
-        elif after is not None and not reverse and after >= prefix:
-            low = f"({after}"
-        command, bounds = ("ZREVRANGEBYLEX", (high, low)) if reverse else ("ZRANGEBYLEX", (low, high))
-        found = await self._script(scripts.SCAN, command, *bounds, limit)
+        first, end, strictly = bounds(prefix, after, reverse=reverse)
+        low, high = f"{'(' if strictly else '['}{first}", f"({end}"
+        command, ends = ("ZREVRANGEBYLEX", (high, low)) if reverse else ("ZRANGEBYLEX", (low, high))
+        found = await self._script(scripts.SCAN, command, *ends, limit)
         return [key.decode() for key in found]
 
     async def count(self, prefix: str) -> int:

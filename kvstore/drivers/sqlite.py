@@ -17,12 +17,13 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
-from kvstore.drivers._sqlite.connection import as_kvstore_error, is_busy, is_read_only, transaction
-from kvstore.drivers._sqlite.rows import Rows, array
-from kvstore.drivers._sqlite.schema import VERSIONS, begin_log, prepare
+from kvstore.drivers._sqlite.connection import LONGEST_TIMEOUT, as_kvstore_error, is_busy, is_read_only, transaction
+from kvstore.drivers._sqlite.rows import LargeRowError, Rows, array
+from kvstore.drivers._sqlite.schema import VERSIONS, begin_log, check, prepare
 from kvstore.drivers._sqlite.statements import INLINE_BYTES, SWEEP_STEP, Statements
+from kvstore.drivers._sqlite.view import View, connect_to_read
 from kvstore.errors import BackendError, BackendUnavailable, ConfigError, KVStoreError, UnsupportedOperation
-from kvstore.keys import past
+from kvstore.keys import bounds, past
 from kvstore.worker import Worker
 
 _INLINE_READS = 64
@@ -215,11 +216,7 @@ class SqliteDriver(Driver):
         return [found.get(key) for key in keys]
 
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
-        low, high, strictly = prefix, past(prefix), False
-        if after is not None and reverse:
-            high = min(high, after)
-        elif after is not None and after >= low:
-            low, strictly = after, True
+        low, high, strictly = bounds(prefix, after, reverse=reverse)
         order = f"ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
         among = self._sql.among.format(low=">" if strictly else ">=")
         short = min(limit, _INLINE_SCAN)

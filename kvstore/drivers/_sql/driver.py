@@ -19,7 +19,7 @@ from kvstore.drivers._sql.pool import Pool
 from kvstore.drivers._sql.server import STEP, VERSIONS, Row, Server
 from kvstore.drivers._sql.statements import PIECE
 from kvstore.errors import BackendTimeout, ConfigError, InvalidValueError, KVStoreError
-from kvstore.keys import past
+from kvstore.keys import bounds, past
 from kvstore.lifetime import Lifetime
 
 _TRIES_OF_PIECES = 10
@@ -159,19 +159,15 @@ class SqlDriver(Driver):
         return [found.get(key) for key in keys]
 
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
-        low, high, strictly = prefix, past(prefix), False
-        if after is not None and reverse:
-            high = min(high, after)
-        elif after is not None and after >= low:
-            low, strictly = after, True
+        low, high, strictly = bounds(prefix, after, reverse=reverse)
         sql = self._sql.scan.format(low=">" if strictly else ">=", order="DESC" if reverse else "ASC")
-        bounds = self._server.keys_out([low, high])
-        rows = await self._pool.ask(lambda connection: connection.fetch(sql, *bounds, self.clock(), limit))
+        ends = self._server.keys_out([low, high])
+        rows = await self._pool.ask(lambda connection: connection.fetch(sql, *ends, self.clock(), limit))
         return [self._server.key_in(name) for (name,) in rows]
 
     async def count(self, prefix: str) -> int:
-        bounds = self._server.keys_out([prefix, past(prefix)])
-        [(count,)] = await self._pool.ask(lambda connection: connection.fetch(self._sql.count, *bounds, self.clock()))
+        ends = self._server.keys_out([prefix, past(prefix)])
+        [(count,)] = await self._pool.ask(lambda connection: connection.fetch(self._sql.count, *ends, self.clock()))
         return int(count)
 
     # Writing
