@@ -248,8 +248,8 @@ class Coalescer:
         if self._pending:
             self._dispatch_soon()
 
-    async def aclose(self) -> None:
-        """Waits for what is under way, then closes the driver."""
+    async def aclose(self, *, close: bool = True) -> None:
+        """Waits for what is under way, then closes the driver, unless `close` is False."""
         here = asyncio.get_running_loop()
         if self._loop not in (None, here) or (self._connecting is not None and self._connecting.get_loop() is not here):
             self._move()
@@ -261,6 +261,8 @@ class Coalescer:
             if self._turns:  # listings, which hold nobody up but this
                 self._turn_over = self._future()
                 await self._turn_over
+        if not close:
+            return
         try:
             await self._driver.aclose()
         except Exception as error:

@@ -207,22 +207,25 @@ class Mount:
         # In place of the calls, so that they need not ask.
         self.read = self.has = self.write = self.read_now = self.write_now = refuse
 
-    def close(self) -> asyncio.Task[None]:
-        """Begins to close the driver: once, and to its end, whoever stops waiting for it."""
+    def close(self, *, driver: bool = True) -> asyncio.Task[None]:
+        """Begins to close, and with `driver` the driver too: once, and to its end, whoever stops waiting for it."""
         closing = self._closing
         if (
             closing is None
             or closing.cancelled()
             or (not closing.done() and closing.get_loop() is not asyncio.get_running_loop())  # left by one that is over
         ):
-            closing = self._closing = asyncio.create_task(self._close())
+            closing = self._closing = asyncio.create_task(self._close(driver=driver))
         return closing
 
-    async def _close(self) -> None:
+    async def _close(self, *, driver: bool) -> None:
         try:
             await self._sweeper.aclose()
             await asyncio.gather(*self._pumping(), return_exceptions=True)
-            await (self._coalescer or self.driver).aclose()
+            if self._coalescer is not None:
+                await self._coalescer.aclose(close=driver)
+            elif driver:
+                await self.driver.aclose()
         except Exception as error:
             raise (known := self.at("aclose", error)) from known.__cause__
 
@@ -235,9 +238,9 @@ class Mount:
         return backend_error(error).at(operation, None, self.base, self.driver.name)
 
 
-async def close_all(mounts: Iterable[Mount]) -> None:
-    """Closes the drivers, also where the caller is cancelled, and raises the first failure."""
-    closings = [closing for closing in [mount.close() for mount in mounts] if not closing.done()]
+async def close_all(mounts: Iterable[Mount], *, drivers: bool = True) -> None:
+    """Closes mounts and `drivers`, also where the caller is cancelled, and raises the first failure."""
+    closings = [closing for closing in [mount.close(driver=drivers) for mount in mounts] if not closing.done()]
     if closings:
         await asyncio.wait(closings)
     for closing in closings:

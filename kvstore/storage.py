@@ -64,11 +64,10 @@ class Storage:
         return self
 
     async def unmount(self, base: str, close: bool = True) -> None:
-        """Takes the mount at `base` away, and closes its driver unless `close` is False."""
+        """Takes the mount at `base` away, waits for what is under way, and closes its driver unless `close` is False."""
         with during("unmount"):
             mount = self.keyspace.table.remove(normalize_base(base, self.keyspace.prefix))
-        if close:
-            await close_all([mount])
+        await close_all([mount], drivers=close)
 
     def get_mount(self, key: str) -> Mount:
         """The mount that keeps `key`."""

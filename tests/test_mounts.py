@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from unittest import mock
+
 import pytest
 from running import in_loop
 
@@ -20,6 +25,7 @@ from kvstore import (
     restore_snapshot,
     snapshot,
 )
+from kvstore.driver import Expect, Write
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.testing import FakeClock
 
@@ -224,6 +230,34 @@ async def test_an_unmounted_driver_is_closed_unless_it_is_to_be_kept() -> None:
         await storage.unmount("gone")
         assert (kept.closed, gone.closed, stays.closed) == (0, 1, 0)
     assert (kept.closed, gone.closed, stays.closed) == (0, 1, 1)
+
+
+@in_loop
+async def test_L1_of_a_mount_whose_driver_is_kept_nothing_goes_on() -> None:
+    class Slow(MemoryDriver):
+        capabilities = replace(MemoryDriver.capabilities, inline=False)
+        sweeps = 0
+
+        async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+            await asyncio.sleep(0.05)
+            return await super().write(writes, expect)
+
+        async def sweep(self) -> int | None:
+            self.sweeps += 1
+            return await super().sweep()
+
+    driver = Slow()
+    with mock.patch("kvstore.expiry.INTERVAL", 0.01):
+        async with create_storage().mount("kept", driver) as storage:
+            await storage.set_item("kept:key", 1, ttl=0.2)
+            writing = asyncio.create_task(storage.set_item("kept:other", 1))
+            await asyncio.sleep(0)
+            await storage.unmount("kept", close=False)
+            assert await driver.has(["other"]) == [True], "what is under way is waited for"
+            await writing
+            sweeps = driver.sweeps
+            await asyncio.sleep(0.3)
+            assert driver.sweeps == sweeps
 
 
 @in_loop
