@@ -24,13 +24,6 @@ class Worker:
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._asked = 0
-        self._answered = 0
-
-    @property
-    def idle(self) -> bool:
-        """Whether every call is over, those of cancelled callers too."""
-        return self._asked == self._answered
 
     async def run(self, call: Callable[[], T]) -> T:
         """What `call` returns or raises. One wake-up of the event loop per call."""
@@ -38,18 +31,13 @@ class Worker:
 
     def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
         """Begins `call`, for those who wait later or not at all."""
-        if (
-            self._thread is not None and not self._thread.is_alive()
-        ):  # this is the child of a fork, and its calls are the parent's
-            self._thread, self._answered = None, self._asked
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():  # in the child of a fork: its calls are the parent's
             self._jobs = SimpleQueue()
             thread = threading.Thread(target=self._work, args=(self._jobs,), name=self._name, daemon=True)
             thread.start()
             self._thread = thread
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._asked += 1
         self._jobs.put((call, loop, future))
         return future
 
@@ -67,7 +55,6 @@ class Worker:
                 outcome = call()
             except BaseException as raised:  # it is the caller's, whatever it is
                 error = raised
-            self._answered += 1
             with suppress(RuntimeError):  # the event loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(_settle, future, outcome, error)
             del job, call, future, outcome, error  # hold on to nothing while idle

@@ -77,6 +77,7 @@ class SqliteDriver(Driver):
         self._reads = TickBudget(_INLINE_READS)
         self._commits = TickBudget(_INLINE_COMMITS)
         self._unchecked = 0  # bytes committed inline since the last checkpoint
+        self._checkpointing = False
         self._patience = timeout  # of the writer, in seconds
         self._reading = Worker("kvstore sqlite reads")
         self._writing = Worker("kvstore sqlite writes")
@@ -269,7 +270,9 @@ class SqliteDriver(Driver):
             return False
         now = self.clock()
         try:  # one statement is a transaction of its own
-            inline.execute(self._sql.upsert, (key, data, expires_at, time.time_ns() // 1_000_000, now))
+            values = (key, data, expires_at, time.time_ns() // 1_000_000, now)
+            if not inline.execute(self._sql.upsert_small, values).rowcount:
+                return False
         except sqlite3.Error as error:
             self._unless_busy(error)
             return False
@@ -284,9 +287,11 @@ class SqliteDriver(Driver):
         )
         if inline is not None:
             try:
-                (result,) = self._rows.commit(inline, [(writes, expect)])
+                (result,) = self._rows.commit(inline, [(writes, expect)], small=True)
                 self._committed(size)
                 return result
+            except LargeRowError:
+                pass
             except sqlite3.Error as error:
                 self._unless_busy(error)
         (result,) = await self._change(lambda writer: self._rows.commit(writer, [(writes, expect)]))
@@ -356,13 +361,16 @@ class SqliteDriver(Driver):
         self._unchecked += size + 8192  # the pages that a small write touches
 
         def checkpoint() -> None:
-            with suppress(sqlite3.Error):  # somebody is at it, and the next one comes; or the next write tells
-                writer = _open_one(self._writer)
-                writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                begin_log(writer)
+            try:
+                with suppress(sqlite3.Error):  # somebody is at it, and the next one comes; or the next write tells
+                    writer = _open_one(self._writer)
+                    writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    begin_log(writer)
+            finally:
+                self._checkpointing = False
 
         if self._unchecked > _CHECKPOINT_BYTES:
-            self._unchecked = 0
+            self._unchecked, self._checkpointing = 0, True
             self._writing.submit(checkpoint)
 
     # Threads and errors

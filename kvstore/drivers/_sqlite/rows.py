@@ -15,6 +15,10 @@ from kvstore.drivers._sqlite.statements import INLINE_BYTES, Statements
 _PIECE = 2**20
 
 
+class LargeRowError(Exception):
+    """A row that is to be overwritten or removed is too large for that to be done at once."""
+
+
 class Rows:
     """The rows of one table. `clock` tells which have expired."""
 
@@ -39,20 +43,28 @@ class Rows:
         with connection.blobopen(self._table, "value", rowid, readonly=True) as blob:
             return b"".join(iter(lambda: blob.read(_PIECE), b""))
 
-    def commit(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> list[list[bool] | None]:
-        """All `batches` in one transaction, so in one wait for the disk."""
+    def commit(
+        self, connection: sqlite3.Connection, batches: Sequence[Batch], *, small: bool = False
+    ) -> list[list[bool] | None]:
+        """All `batches` in one transaction, so in one wait for the disk. `small`: raises `LargeRowError` for large old rows."""
         with transaction(connection):
-            return [self._apply(connection, writes, expect) for writes, expect in batches]
+            return [self._apply(connection, writes, expect, small) for writes, expect in batches]
 
-    def _apply(self, connection: sqlite3.Connection, writes: Sequence[Write], expect: Expect | None) -> list[bool] | None:
+    def _apply(
+        self, connection: sqlite3.Connection, writes: Sequence[Write], expect: Expect | None, small: bool
+    ) -> list[bool] | None:
         now = self._clock()
         if expect and not self._holds(connection, expect, now):
             return None
         keys = [key for key, _, _ in writes]
-        if len(keys) == 1:
-            there = set(keys) if connection.execute(self._sql.there, (keys[0], now)).fetchone() else set()
-        else:
-            there = {key for (key,) in connection.execute(self._sql.there_many, (array(keys), now))}
+        one = len(keys) == 1
+        old = connection.execute(*((self._sql.old, (now, keys[0])) if one else (self._sql.old_many, (now, array(keys)))))
+        there = set()
+        for key, lives, is_large in old.fetchall():
+            if small and is_large:
+                raise LargeRowError
+            if lives:
+                there.add(key)
         mtime = time.time_ns() // 1_000_000
         sets = [(key, data, expires_at, mtime, now) for key, data, expires_at in writes if data is not None]
         if sets:

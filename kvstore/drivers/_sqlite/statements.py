@@ -20,7 +20,10 @@ class Statements:
         self.small = f"SELECT {small} FROM {table} WHERE key = ? AND {live}"
         self.small_many = f"SELECT key, {small} FROM {asked}"
         self.many = f"SELECT key, rowid, {small} FROM {asked}"
-        self.there = f"SELECT 1 FROM {table} WHERE key = ? AND {live}"
+        # To free a large row takes as long as to write one.
+        large = f"length(value) + ifnull(length(custom), 0) > {INLINE_BYTES}"
+        self.old = f"SELECT key, {live}, {large} FROM {table} WHERE key = ?"
+        self.old_many = f"SELECT key, {live}, {large} FROM {table} WHERE key IN (SELECT value FROM json_each(?))"
         self.there_many = f"SELECT key FROM {asked}"
         size = "CASE typeof(value) WHEN 'blob' THEN length(value) ELSE length(CAST(value AS BLOB)) END"
         self.stat = f"SELECT key, {size}, revision, mtime, expires_at, custom FROM {asked}"
@@ -31,6 +34,7 @@ class Statements:
             " ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at,"
             f" mtime = excluded.mtime, revision = revision + 1, custom = CASE WHEN {live} THEN custom END"
         )
+        self.upsert_small = f"{self.upsert} WHERE NOT {large}"
         self.delete = f"DELETE FROM {table} WHERE key = ?"
         self.touch = f"UPDATE {table} SET expires_at = ? WHERE key = ? AND {live}"
         self.custom = f"UPDATE {table} SET custom = ? WHERE key = ? AND {live}"
