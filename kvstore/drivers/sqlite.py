@@ -117,7 +117,8 @@ class SqliteDriver(Driver):
                 "a SQLite file that was open when the process forked can't be used by the child;"
                 " close the storage before the fork, or use one that was not used yet"
             )
-        if self._writer is None:
+        self._sql = Statements(self._table, at_root=self.at_root)
+        if self._writer is None and not (self.read_only and self._view is not None):
             await self._on(self._writing, self._open)
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kvstore.keys import RESERVED
+
 INLINE_BYTES = 65_536
 """Values up to this size are read at once, larger ones in pieces."""
 SWEEP_STEP = 1000
@@ -9,9 +11,12 @@ SWEEP_STEP = 1000
 
 
 class Statements:
-    """The SQL for one table, whose name may be a word of SQL. `live` rows have not expired by the last argument."""
+    """The SQL for one table, whose name may be a word of SQL. `live` rows have not expired by the last argument.
 
-    def __init__(self, table: str) -> None:
+    `at_root`: what is under `$meta` is no key (see `Driver.at_root`).
+    """
+
+    def __init__(self, table: str, *, at_root: bool = False) -> None:
         table = f'"{table}"'
         live = self.live = "(expires_at IS NULL OR expires_at > ?)"
         asked = f"{table} WHERE key IN (SELECT value FROM json_each(?)) AND {live}"
@@ -39,9 +44,10 @@ class Statements:
         self.touch = f"UPDATE {table} SET expires_at = ? WHERE key = ? AND {live}"
         self.custom = f"UPDATE {table} SET custom = ? WHERE key = ? AND {live}"
         self.rowid = f"SELECT rowid FROM {table} WHERE key = ?"
-        self.among = f"FROM {table} WHERE key {{low}} ? AND key < ?"
-        self.count = f"SELECT count(*) FROM {table} WHERE key >= ? AND key < ? AND {live}"
-        self.clear = f"DELETE FROM {table} WHERE key >= ? AND key < ?"
+        a_key = f" AND key <> '{RESERVED}' AND NOT (key >= '{RESERVED}:' AND key < '{RESERVED};')" if at_root else ""
+        self.among = f"FROM {table} WHERE key {{low}} ? AND key < ?{a_key}"
+        self.count = f"SELECT count(*) FROM {table} WHERE key >= ? AND key < ?{a_key} AND {live}"
+        self.clear = f"DELETE FROM {table} WHERE key >= ? AND key < ?{a_key}"
         expired = f"SELECT rowid FROM {table} WHERE expires_at <= ? LIMIT {SWEEP_STEP}"
         self.sweep = f"DELETE FROM {table} WHERE rowid IN ({expired})"
         self.next_expiry = f"SELECT min(expires_at) FROM {table} WHERE expires_at IS NOT NULL"
