@@ -101,6 +101,8 @@ class Driver(ABC):
 
     Set by the mount, for drivers whose backend holds what others put there (see `kvstore.keys.is_key`).
     """
+    read_only: bool = False
+    """Whether nothing is to be made, not even a store where there is none. Set by the mount, which lets no write through."""
     clock: Callable[[], int] = now_ms
     """Tells the time in milliseconds since 1970: a `Clock` that a server may set, or in tests one that stands still."""
 

@@ -18,9 +18,9 @@ class Sweeper:
 
     __slots__ = ("_driver", "_due", "_loop", "_needed", "_task", "_timer")
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, *, needed: bool = True) -> None:
         self._driver = driver
-        self._needed = type(driver).sweep is not Driver.sweep
+        self._needed = needed and type(driver).sweep is not Driver.sweep
         self._due: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None

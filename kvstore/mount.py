@@ -40,11 +40,11 @@ class Mount:
         self.base = base
         self.prefix = below(base)
         self.driver = driver
-        driver.at_root = not base
+        driver.at_root, driver.read_only = not base, read_only
         self.ttl = ttl
         self.read_only = read_only
         self._watchers = watchers
-        self._sweeper = Sweeper(driver)
+        self._sweeper = Sweeper(driver, needed=not read_only)
         self._updates: set[tuple[asyncio.Task[Any] | None, str]] = set()
         self.pumps: dict[Listener, asyncio.Task[None]] = {}
         """Who tells a listener of the changes by others, where the driver does."""

@@ -109,7 +109,7 @@ class FsDriver(Driver):
     async def connect(self) -> None:
         self._walk.at_root = self.at_root
         if not self._base.is_open:
-            await self._on(self._writing, self._base.open)
+            await self._on(self._writing, lambda: self._base.open(make=not self.read_only))
 
     def read_now(self, key: str) -> bytes | NotNow | None:
         # A hop to the thread takes five times as long as opening and reading a small file that the system has in memory.

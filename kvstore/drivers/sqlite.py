@@ -30,7 +30,6 @@ _INLINE_READS = 64
 _INLINE_COMMITS = 16
 _INLINE_SCAN = 250
 _CHECKPOINT_BYTES = 4 * 2**20
-_LONGEST_TIMEOUT = 2_000_000.0  # seconds; SQLite counts milliseconds in 32 bits
 
 T = TypeVar("T")
 
@@ -83,6 +82,7 @@ class SqliteDriver(Driver):
         self._writing = Worker("kvstore sqlite writes")
         self._inline: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        self._view: View | None = None  # where nothing is to be written, in place of reader and writer
         self._writer: sqlite3.Connection | None = None
         self._process: int | None = None
         """That opened the connections."""
@@ -128,6 +128,12 @@ class SqliteDriver(Driver):
     def _open(self) -> None:
         if self._writer is not None:  # for an event loop that was abandoned meanwhile
             return
+        if self.read_only and not self._memory:
+            view = View(self._path, self._timeout)
+            view.ask(lambda connection: check(connection, self._path, self._table))
+            self._inline = None if view.is_fixed else connect_to_read(self._path, 0)
+            self._process, self._view = os.getpid(), view
+            return
         with ExitStack() as opened:
             writer = opened.enter_context(closing(self._connection(self._timeout)))
             prepare(writer, self._path, self._table, self._timeout)
@@ -140,11 +146,11 @@ class SqliteDriver(Driver):
                     begin_log(inline)
                 self._reader, self._inline = reader, inline
             self._process = os.getpid()
-            self._writer = writer
+            self._view, self._writer = None, writer
             opened.pop_all()
 
     def _connection(self, timeout: float) -> sqlite3.Connection:
-        timeout = min(timeout, _LONGEST_TIMEOUT)
+        timeout = min(timeout, LONGEST_TIMEOUT)
         connection = sqlite3.connect(self._path, timeout=timeout, isolation_level=None, check_same_thread=False)
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         return connection
@@ -161,9 +167,10 @@ class SqliteDriver(Driver):
         await self._writing.aclose()
 
     def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        for connection in (self._reader, self._view):
+            if connection is not None:
+                connection.close()
+        self._reader = self._view = None
 
     def _close_writer(self) -> None:
         if self._writer is not None:
@@ -261,6 +268,9 @@ class SqliteDriver(Driver):
     async def _ask(self, look: Callable[[sqlite3.Connection], T]) -> T:
         if self._memory:
             return await self._on(self._writing, lambda: look(_open_one(self._writer)))
+        if self._view is not None:
+            view = self._view
+            return await self._on(self._reading, lambda: view.ask(look))
         return await self._on(self._reading, lambda: look(_open_one(self._reader)))
 
     # Writing
@@ -353,7 +363,7 @@ class SqliteDriver(Driver):
         late = time.monotonic() - asked
         timeout = self._timeout if late < self._timeout / 10 else max(0, self._timeout - late)
         if timeout != self._patience:
-            writer.execute(f"PRAGMA busy_timeout = {int(1000 * min(timeout, _LONGEST_TIMEOUT))}")
+            writer.execute(f"PRAGMA busy_timeout = {int(1000 * min(timeout, LONGEST_TIMEOUT))}")
             self._patience = timeout
         return writer
 

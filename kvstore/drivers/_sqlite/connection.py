@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, CorruptValueError, KVStoreError
 
+LONGEST_TIMEOUT = 2_000_000.0  # seconds; SQLite counts milliseconds in 32 bits
+
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)

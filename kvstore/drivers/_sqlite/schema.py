@@ -35,6 +35,12 @@ def prepare(writer: sqlite3.Connection, path: str, table: str, timeout: float) -
             _create(writer, table)
 
 
+def check(connection: sqlite3.Connection, path: str, table: str) -> None:
+    """Raises `BackendError` where the table is not there or can't be used."""
+    if not _check(connection, path, table):
+        raise BackendError(f"{path} has no table {table!r}, and a read-only mount makes none")
+
+
 def begin_log(writer: sqlite3.Connection) -> None:
     """Commits, and changes nothing: the first commit of a log that begins anew waits for the disk, even in `normal` mode."""
     with suppress(sqlite3.OperationalError), transaction(writer):  # where it is locked or only to be read, nobody commits
