@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
 
 import diskcache
 import pytest
-from outside import in_directory
+from outside import files, in_directory, small_disk
 
-from kvstore import CorruptValueError, create_storage, snapshot
+from kvstore import BackendError, BackendUnavailable, CorruptValueError, create_storage, snapshot
 from kvstore.drivers.diskcache import DiskcacheDriver
 from kvstore.testing import HOSTILE_KEYS, DriverSuite
 
@@ -86,3 +87,38 @@ async def test_R4_what_lies_under_the_reserved_segment_at_the_root_is_another_pr
         assert await storage.count() == await storage.clear() == 3
     async with create_storage().mount("c", "diskcache", path=path) as storage:
         assert await storage.get_keys() == ["c:$meta", "c:$meta:a", "c:$meta:b:c"]
+
+
+def test_A1_a_value_that_the_disk_has_no_room_for_fails_alone_and_leaves_the_room_to_others(tmp_path: Path) -> None:
+    async def main(path: Path) -> None:
+        async with create_storage("diskcache", path=path) as storage:
+            await storage.set_item("key", "old")
+            writes = (storage.set_item(key, value) for key, value in (("a", 1), ("b", 2), ("key", "x" * 5_000_000)))
+            first, second, large = await asyncio.gather(*writes, return_exceptions=True)
+            assert (first, second) == (None, None)
+            assert isinstance(large, BackendError)
+            assert "full; nothing was written" in str(large)
+            assert (large.key, large.driver) == ("key", "diskcache")
+            assert await storage.get_items(["a", "b", "key"]) == {"a": 1, "b": 2, "key": "old"}
+            assert [file.name for file in files(path) if file.suffix == ".val"] == []
+            await storage.set_item("key", "x" * 100_000)
+            assert await storage.remove_item("key") is True
+            assert await storage.clear() == 2
+
+    with small_disk(tmp_path / "disk", "3m"):
+        asyncio.run(main(tmp_path / "disk" / "cache"))
+
+
+@in_directory
+async def test_E1_a_value_whose_file_can_not_be_read_is_its_own_callers(path: Path) -> None:
+    async with create_storage("diskcache", path=path) as storage:
+        await storage.set_items({"broken": "x" * 100_000, "large": "y" * 100_000, "small": 1})
+        [file] = [file for file in files(path) if b"xxx" in file.read_bytes()]
+        file.unlink()
+        file.mkdir()
+        keys = ("small", "broken", "large")
+        small, broken, large = await asyncio.gather(*map(storage.get_item, keys), return_exceptions=True)
+        assert (small, large) == (1, "y" * 100_000)
+        assert isinstance(broken, BackendError)
+        assert not isinstance(broken, BackendUnavailable)
+        assert (broken.key, broken.driver) == ("broken", "diskcache")

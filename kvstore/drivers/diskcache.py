@@ -12,17 +12,17 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import orjson
-
 from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
+from kvstore.drivers._sqlite.connection import as_kvstore_error, transaction
+from kvstore.drivers._sqlite.rows import array
+from kvstore.drivers._sqlite.view import View
 from kvstore.errors import (
     BackendError,
-    BackendTimeout,
     BackendUnavailable,
     ConfigError,
     CorruptValueError,
@@ -38,10 +38,6 @@ _FILE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
 """What diskcache names its files. What is named otherwise somebody else put there."""
 _PIECE = 2**20
 _SWEEP_STEP = 500
-
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 
 _LIVE = "raw = 1 AND (expire_time IS NULL OR expire_time > ?)"
 # `kvstore.keys.is_key` in SQL: other texts are another program's, and neither listed, counted nor cleared.
@@ -64,8 +60,6 @@ _UPSERT = (
 )
 
 T = TypeVar("T")
-_Row = tuple[int, str | None, object, int]
-"""mode, filename, value, size."""
 
 
 class DiskcacheDriver(Driver):
@@ -96,6 +90,7 @@ class DiskcacheDriver(Driver):
         self._reading = Worker("kvstore diskcache reads")
         self._writing = Worker("kvstore diskcache writes")
         self._cache: Any = None
+        self._view: View | None = None  # where nothing is to be written, in place of the cache
 
     def __repr__(self) -> str:
         return f"DiskcacheDriver({self._path!r})"
@@ -113,17 +108,21 @@ class DiskcacheDriver(Driver):
     # Connecting
 
     async def connect(self) -> None:
-        if self._cache is None:
+        if self._cache is None and not (self.read_only and self._view is not None):
             try:
                 await self._on(self._writing, self._open)
             except ModuleNotFoundError as error:
                 raise MissingDependencyError('the diskcache driver needs: pip install "kvstore[diskcache]"') from error
 
     def _open(self) -> None:
-        disk = _disk_class()
         import diskcache
 
         file = os.path.join(self._path, diskcache.core.DBNAME)
+        if self.read_only:
+            view = View(file, self._timeout)
+            view.ask(lambda connection: connection.execute("SELECT 1 FROM Cache").fetchone())
+            self._view = view
+            return
         if os.path.exists(file):  # making a Cache waits a minute for a lock, whatever its timeout
             probe = sqlite3.connect(file, timeout=self._timeout, isolation_level=None)
             try:
@@ -132,14 +131,18 @@ class DiskcacheDriver(Driver):
             finally:
                 probe.close()
         self._cache = diskcache.Cache(
-            self._path, timeout=self._timeout, disk=disk, eviction_policy="none", cull_limit=0, statistics=0, tag_index=0
+            self._path, timeout=self._timeout, eviction_policy="none", cull_limit=0, statistics=0, tag_index=0
         )
+        self._view = None
 
     async def aclose(self) -> None:
         if self._cache is not None:
             for worker in (self._reading, self._writing):
                 await self._on(worker, self._cache.close)  # each thread has a connection of its own
             self._cache = None
+        if self._view is not None:
+            await self._on(self._reading, self._view.close)
+            self._view = None
         await self._reading.aclose()
         await self._writing.aclose()
 
@@ -156,32 +159,29 @@ class DiskcacheDriver(Driver):
         """Once more where a file has gone since its row was read: somebody has overwritten or removed the value."""
         gone: set[str] = set()
         while True:
-            rows = self._all(f"SELECT key, mode, filename, value, size {_ASKED}", _array(keys), self.clock() / 1000)
-            try:
-                return {key: self._cache.disk.load(*row) for key, *row in rows}
-            except FileNotFoundError as error:
-                if str(error.filename) in gone:
-                    key = next(key for key, _, name, *_ in rows if name and str(error.filename).endswith(name))
-                    raise CorruptValueError("the file of this value is missing", key=key) from error
-                gone.add(str(error.filename))
-            except CorruptValueError as error:
-                for key, *row in rows:  # says whose it is
-                    try:
-                        self._cache.disk.load(*row)
-                    except CorruptValueError:
-                        raise error.at(key=key) from error.__cause__
-                raise
+            found: dict[str, bytes] = {}
+            for key, *row in self._all(f"SELECT key, mode, filename, value, size {_ASKED}", array(keys), self.clock() / 1000):
+                try:
+                    with _of_one(key, self._path):
+                        found[key] = _load(self._path, *row)
+                except FileNotFoundError as error:
+                    if error.filename in gone:
+                        raise CorruptValueError("the file of this value is missing", key=key) from error
+                    gone.add(error.filename)
+                    break
+            else:
+                return found
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
         found = await self._on(self._reading, lambda: self._there(keys))
         return [key in found for key in keys]
 
     def _there(self, keys: Sequence[str]) -> set[str]:
-        return {key for (key,) in self._all(f"SELECT key {_ASKED}", _array(keys), self.clock() / 1000)}
+        return {key for (key,) in self._all(f"SELECT key {_ASKED}", array(keys), self.clock() / 1000)}
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
         sql = f"SELECT key, {_SIZE}, rowid, access_count, store_time, expire_time, tag {_ASKED}"
-        rows = await self._on(self._reading, lambda: self._all(sql, _array(keys), self.clock() / 1000))
+        rows = await self._on(self._reading, lambda: self._all(sql, array(keys), self.clock() / 1000))
         found = {key: _stat(*row) for key, *row in rows}
         return [found.get(key) for key in keys]
 
@@ -203,10 +203,17 @@ class DiskcacheDriver(Driver):
         return _IS_WHOLE_KEY if self.at_root else _IS_KEY
 
     def _all(self, sql: str, *arguments: object) -> list[Any]:
+        if self._view is not None:
+            return self._view.ask(lambda connection: connection.execute(sql, arguments).fetchall())
+        return self._connection.execute(sql, arguments).fetchall()
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's."""
         if self._cache is None:
             raise BackendUnavailable("the cache was closed")
-        rows: list[Any] = self._cache._sql(sql, arguments).fetchall()
-        return rows
+        connection: sqlite3.Connection = self._cache._con
+        return connection
 
     # Writing
 
@@ -224,12 +231,10 @@ class DiskcacheDriver(Driver):
 
     def _in_transaction(self, change: Callable[[list[str], list[str | None]], T]) -> T:
         """What `change` does, as one. It adds the files that it made to the first list, those it replaced to the second."""
-        if self._cache is None:
-            raise BackendUnavailable("the cache was closed")
         stored: list[str] = []
         old: list[str | None] = []
         try:
-            with self._cache.transact():
+            with transaction(self._connection):
                 result = change(stored, old)
         except BaseException:
             old = [*stored]
@@ -245,7 +250,7 @@ class DiskcacheDriver(Driver):
     ) -> list[bool] | None:
         if expect and [self._values([key]).get(key) for key in expect] != list(expect.values()):
             return None
-        now, keys = self.clock() / 1000, _array([key for key, _, _ in writes])
+        now, keys = self.clock() / 1000, array([key for key, _, _ in writes])
         there = self._there([key for key, _, _ in writes])
         old += self._names("key IN (SELECT value FROM json_each(?)) AND raw = 1", keys)
         sets: list[tuple[object, ...]] = []
@@ -253,16 +258,26 @@ class DiskcacheDriver(Driver):
             if data is None:
                 self._all("DELETE FROM Cache WHERE key = ? AND raw = 1", key)
                 continue
-            size, mode, name, value = self._cache.disk.store(data, False)
-            if name is not None:
-                stored.append(name)
+            if len(data) < self._cache.disk.min_file_size:
+                row: tuple[object, ...] = (0, _RAW, None, data)
+            else:
+                row = (len(data), _BINARY, self._store(key, data, stored), None)
             written = time.time()
             expire_time = None if expires_at is None else expires_at / 1000
-            sets.append((key, written, expire_time, written, size, mode, name, value, now))
+            sets.append((key, written, expire_time, written, *row, now))
         self._check_size(sets)
         for arguments in sets:
             self._all(_UPSERT, *arguments)
         return [key in there for key, _, _ in writes]
+
+    def _store(self, key: str, data: bytes, stored: list[str]) -> str:
+        """The name of a new file with `data`."""
+        name, path = self._cache.disk.filename()
+        stored.append(name)  # first, for a part of it may be there if it fails
+        view = memoryview(data)
+        with _of_one(key, self._path):
+            self._cache.disk._write(path, (view[start : start + _PIECE] for start in range(0, len(data), _PIECE)), "xb")
+        return str(name)
 
     def _check_size(self, sets: Sequence[tuple[Any, ...]]) -> None:
         if self._size_limit is not None and sets:
@@ -319,87 +334,42 @@ class DiskcacheDriver(Driver):
         try:
             return await worker.run(call)
         except sqlite3.Error as error:
-            raise self._error(error) from error
+            raise as_kvstore_error(error, self._path, self._timeout) from error
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise BackendError(f"the disk of {self._path} is full; nothing was written") from error
             raise BackendUnavailable(f"{self._path} can't be used: {error}") from error
-        except Exception as error:
-            if type(error).__module__.startswith("diskcache") and type(error).__name__ == "Timeout":
-                raise self._locked() from error
-            raise
-
-    def _error(self, error: sqlite3.Error) -> KVStoreError:
-        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if primary in _BUSY:
-            return self._locked()
-        if primary in _DAMAGED:
-            return CorruptValueError(f"the database in {self._path} is damaged or none: {error}")
-        if primary in _UNREACHABLE:
-            return BackendUnavailable(f"the database in {self._path} can't be opened: {error}")
-        if primary == sqlite3.SQLITE_FULL:
-            return BackendError(f"the disk of {self._path} is full; nothing was written")
-        if primary == sqlite3.SQLITE_READONLY:
-            return BackendError(f"the database in {self._path} can only be read; nothing was written")
-        return BackendError(f"{self._path}: {error}")
-
-    def _locked(self) -> BackendTimeout:
-        return BackendTimeout(f"{self._path} was locked by another program for {self._timeout:g} seconds; nothing was written")
 
 
-@cache
-def _disk_class() -> type[Any]:
-    """A `diskcache.Disk` without pickle."""
-    import diskcache
+@contextmanager
+def _of_one(key: str, path: str) -> Iterator[None]:
+    """What goes wrong inside with the file of a value is this value's alone."""
+    try:
+        yield
+    except KVStoreError as error:
+        raise error.at(key=key) from error.__cause__
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = f"the disk of {path} is full; nothing was written" if full else f"{error.filename or path}: {error.strerror}"
+        raise BackendError(what, key=key) from error
 
-    class BytesDisk(diskcache.Disk):  # type: ignore[misc]
-        def put(self, key: object) -> tuple[str, bool]:
-            if not isinstance(key, str):
-                raise TypeError(f"a key is text, not {type(key).__name__}")
-            return key, True
 
-        def get(self, key: Any, raw: bool) -> Any:
-            if not raw:
-                raise CorruptValueError("a key of this cache is a pickle, which is not loaded")
-            return super().get(key, raw)
-
-        def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, str | None, bytes | None]:
-            if not isinstance(value, bytes) or read:
-                raise TypeError(f"a value is bytes, not {type(value).__name__}")
-            if len(value) < self.min_file_size:
-                return 0, _RAW, None, value
-            name, path = self.filename()
-            view = memoryview(value)
-            pieces = (view[start : start + _PIECE] for start in range(0, len(value), _PIECE))
-            return self._write(path, pieces, "xb"), _BINARY, name, None
-
-        def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> Any:
-            if read:
-                raise TypeError("values are read whole")
-            return self.load(mode, filename, value, None)
-
-        def load(self, mode: int, filename: str | None, value: object, size: int | None) -> bytes:
-            """The bytes of a value; text as UTF-8. Raises `CorruptValueError` for all else, and loads no pickle."""
-            if mode == _RAW and isinstance(value, bytes | str):
-                return value.encode() if isinstance(value, str) else value
-            if mode not in (_BINARY, _TEXT):
-                raise CorruptValueError("another program keeps a pickle or a number under this key; it is not loaded")
-            if not isinstance(filename, str) or not _FILE.fullmatch(filename):
-                raise CorruptValueError("the file of this value is not one that diskcache made; it is not read")
-            with open(os.path.join(self._directory, filename), "rb") as file:
-                data = file.read()
-            if size is not None and len(data) != size:
-                raise CorruptValueError(f"the file of this value has {len(data):,} bytes of {size:,}")
-            return data
-
-    return BytesDisk
+def _load(folder: str, mode: int, filename: str | None, value: object, size: int | None) -> bytes:
+    """The bytes of a value; text as UTF-8. Raises `CorruptValueError` for all else, and loads no pickle."""
+    if mode == _RAW and isinstance(value, bytes | str):
+        return value.encode() if isinstance(value, str) else value
+    if mode not in (_BINARY, _TEXT):
+        raise CorruptValueError("another program keeps a pickle or a number under this key; it is not loaded")
+    if not isinstance(filename, str) or not _FILE.fullmatch(filename):
+        raise CorruptValueError("the file of this value is not one that diskcache made; it is not read")
+    with open(os.path.join(folder, filename), "rb") as file:
+        data = file.read()
+    if size is not None and len(data) != size:
+        raise CorruptValueError(f"the file of this value has {len(data):,} bytes of {size:,}")
+    return data
 
 
 def _stat(size: int, row: int, count: int, written: float, expire_time: float | None, tag: object) -> Stat:
     custom = tag if isinstance(tag, bytes) else None
     expires_at = None if expire_time is None else round(expire_time * 1000)
     return Stat(size, f"{row:x}-{count:x}-{written.hex()}", int(written * 1000), expires_at, custom)
-
-
-def _array(keys: Sequence[str]) -> str:
-    return orjson.dumps(list(keys)).decode()
