@@ -19,9 +19,15 @@ class Clock:
             return time.time_ns() // 1_000_000
         return self._boot_ms + _ticks() // 1_000_000
 
-    def set(self, now: int) -> None:
-        """From now on the time of a server, which says that it is `now`. A step of this machine's clock does not move it."""
-        self._boot_ms = now - _ticks() // 1_000_000
+    def set(self, now: int, within: int = 0) -> None:
+        """From now on the time of a server, which says that it is `now`. A step of this machine's clock does not move it.
+
+        It may be up to `within` milliseconds later there. Then the clock is moved no further than that, so that what it tells
+        gets better with each answer.
+        """
+        told = self()
+        if self._boot_ms is None or not now <= told <= now + within:
+            self._boot_ms = min(max(told, now), now + within) - _ticks() // 1_000_000
 
 
 def _ticks() -> int:
