@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import subprocess
 import sys
+import time
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +20,14 @@ import pytest
 from bson import ObjectId
 from outside import leaves_the_loop_free
 from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import OperationFailure
 from running import in_loop
 from servers import mongodb as servers
 from servers.process import certificate
 
 from kvstore import (
     MISSING,
+    BackendError,
     BackendTimeout,
     BackendUnavailable,
     ConfigError,
@@ -34,6 +39,8 @@ from kvstore import (
     UnsupportedOperation,
     create_storage,
 )
+from kvstore.drivers._mongodb import writing
+from kvstore.drivers._mongodb.documents import Documents
 from kvstore.drivers.mongodb import MAX_VALUE_BYTES, MongodbDriver
 from kvstore.testing import DriverSuite
 from kvstore.testing.conditions import Conditions
@@ -88,6 +95,10 @@ class TestMongodb(DriverSuite):
 
         main()
 
+    def test_many_medium_values_in_one_call_do_not_hold_the_event_loop(self, tmp_path: Path) -> None:
+        """L2."""
+        many_medium_values(tmp_path)
+
     def test_batches_of_writes_are_carried_out_in_order(self, tmp_path: Path) -> None:
         """Section 2: without transactions, a condition on another key than the one written is refused."""
 
@@ -118,6 +129,32 @@ class TestMongodbReplicaSet(Conditions, DriverCalls, Metadata, Watching):
 
     def make_driver(self, path: Path) -> MongodbDriver:
         return MongodbDriver(servers.replica_set(), collection=name(path), replica_set=True)
+
+    def test_many_medium_values_in_one_call_do_not_hold_the_event_loop(self, tmp_path: Path) -> None:
+        """L2, A1: and they are one all the same."""
+        many_medium_values(tmp_path, replica_set=True)
+
+
+def many_medium_values(path: Path, *, replica_set: bool = False) -> None:
+    @in_loop
+    async def main() -> None:
+        async with opened(path, replica_set=replica_set, timeout=60.0) as storage:
+            driver = storage.get_mount("x").driver
+            values = {f"k{number}": bytes([number]) * 500_000 for number in range(60)}
+            await storage.set_items({"gone": 1, "k1": 1})
+            found: list[bool] | None = None
+
+            async def write() -> None:
+                nonlocal found
+                found = await driver.write([*((key, data, None) for key, data in values.items()), ("gone", None, None)])
+
+            await leaves_the_loop_free(write)
+            assert found is not None
+            assert len(found) == 61
+            assert await driver.read(list(values)) == list(values.values())
+            assert await storage.has_item("gone") is False
+
+    main()
 
 
 def opened(path: Path, *, replica_set: bool = False, **options: Any) -> Storage:
@@ -272,6 +309,89 @@ def test_L1_a_client_that_was_handed_in_stays_open(tmp_path: Path) -> None:
     main()
 
 
+def test_L1_several_event_loops_in_turn_leave_no_client_open(tmp_path: Path) -> None:
+    storage = opened(tmp_path)
+
+    async def use(number: int) -> None:
+        await storage.set_item(f"k{number}", number)
+        assert await storage.count() == number + 1
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        for number in range(3):
+            asyncio.run(use(number))
+        asyncio.run(storage.aclose())
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+
+
+def test_L1_a_client_that_was_handed_in_is_refused_in_another_event_loop(tmp_path: Path) -> None:
+    client = client_of(servers.url())
+    storage = create_storage("mongodb", client=client, database="kvstore_test", collection=name(tmp_path))
+
+    async def use() -> None:
+        await storage.set_item("key", 1)
+
+    async def close() -> None:
+        with pytest.raises(UnsupportedOperation, match="another event loop"):
+            await use()
+        await storage.aclose()
+
+    with asyncio.Runner() as first:
+        first.run(use())
+        asyncio.run(close())
+        first.run(client.close())
+
+
+# Expiry
+
+
+@pytest.mark.parametrize("replica_set", [False, True])
+def test_T1_expiry_goes_by_the_servers_clock(tmp_path: Path, replica_set: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither seen as gone nor swept, early or late, by a program on a machine whose clock is wrong."""
+
+    ahead, right = 0, time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right() + ahead * 10**9)
+
+    @in_loop
+    async def main() -> None:
+        nonlocal ahead
+        for wrong in (3600, -3600):
+            ahead = 0
+            async with opened(tmp_path, replica_set=replica_set) as storage, opened(tmp_path, replica_set=replica_set) as other:
+                await storage.set_item("theirs", 1, ttl=600)
+                ahead = wrong
+                await other.get_item("connect")
+                await other.set_item("mine", 1, ttl=600)
+                await other.set_item("short", 1, ttl=0.1)
+                await asyncio.sleep(0.2)
+                assert await other.get_items(["theirs", "mine", "short"]) == {"theirs": 1, "mine": 1, "short": None}
+                await other.get_mount("x").driver.sweep()
+                ahead = 0
+                assert await storage.get_items(["theirs", "mine", "short"]) == {"theirs": 1, "mine": 1, "short": None}
+                meta = await storage.get_meta("mine")
+                assert meta is not None
+                assert meta.expires_at is not None
+                assert meta.mtime is not None
+                assert abs((meta.expires_at - meta.mtime).total_seconds() - 600) < 1
+                assert abs((meta.mtime - datetime.now(UTC)).total_seconds()) < 60
+
+    main()
+
+
+def test_T1_a_server_whose_clock_was_set_is_followed_by_the_next_sweep(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = MongodbDriver(servers.url(), collection=name(tmp_path))
+        async with create_storage(driver) as storage:
+            await storage.get_item("connect")
+            driver._time.set(driver._time() + 3_600_000)
+            await driver.sweep()
+            assert abs(driver.clock() - time.time() * 1000) < 10_000
+
+    main()
+
+
 # Replica sets
 
 
@@ -422,6 +542,30 @@ def test_a_server_killed_amid_writes_loses_nothing_acknowledged_and_nobody_hangs
             assert await storage.get_items(acknowledged) == acknowledged
         server.stop()
 
+    main()
+
+
+def test_A3_when_one_removal_of_a_batch_fails_none_is_left_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would come later would undo a later write."""
+    take, over = writing._take, []
+
+    async def taken(documents: Documents, asked: dict[str, Any]) -> bool:
+        if asked["_id"] == "bad":
+            raise OperationFailure("broken")
+        await asyncio.sleep(0.05)
+        over.append(asked["_id"])
+        return await take(documents, asked)
+
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as storage:
+            await storage.set_items({"bad": 1, "slow": 1})
+            with pytest.raises(BackendError, match="broken"):
+                await storage.get_mount("x").driver.write([("bad", None, None), ("slow", None, None)])
+            assert over == ["slow"]
+            assert await storage.get_keys() == ["bad"]
+
+    monkeypatch.setattr(writing, "_take", taken)
     main()
 
 

@@ -11,8 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import parse_qsl
 
+from kvstore.clock import Clock
 from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
-from kvstore.drivers._mongodb.client import known, made, prepared
+from kvstore.drivers._mongodb.client import known, made, prepared, set_by_server
 from kvstore.drivers._mongodb.documents import EXPIRY, REVISION, Document, Documents, date, stat_of, value_of
 from kvstore.drivers._mongodb.transactions import commit
 from kvstore.drivers._mongodb.writing import clear, swap, sweep, update, write_each
@@ -24,6 +25,7 @@ from kvstore.errors import (
     MissingDependencyError,
     UnsupportedOperation,
 )
+from kvstore.lifetime import Lifetime
 
 if TYPE_CHECKING:
     from kvstore.drivers._mongodb.client import Client
@@ -41,7 +43,7 @@ class MongodbDriver(Driver):
 
     Args:
         url: `mongodb://[user:password@]host:port/database` or `mongodb+srv://…`, with PyMongo's own options as a query.
-        client: In place of `url`, an `AsyncMongoClient` of yours, which stays open.
+        client: In place of `url`, an `AsyncMongoClient` of yours, which stays open. It works in one event loop.
         database: Its name, where the URL has none; else `kvstore`.
         collection: Its name. Documents of other programs in it are not seen, and not touched.
         base: What stands before every key in `_id`, literally, followed by `:`.
@@ -78,7 +80,8 @@ class MongodbDriver(Driver):
             raise ConfigError("a collection has a name", driver="mongodb")
         self._url = url
         self._given = client
-        self._client: Client | None = None
+        self._open = Lifetime()
+        self._time = self.clock = Clock()
         self._database = database
         self._name = collection
         self._prefix = f"{base}:" if base else ""
@@ -116,23 +119,29 @@ class MongodbDriver(Driver):
             pymongo = await asyncio.to_thread(_imported)
         except ModuleNotFoundError as error:
             raise MissingDependencyError('the mongodb driver needs PyMongo: pip install "kvstore[mongodb]"') from error
-        await self.aclose()
-        self._client = client = made(self._url, self._connect_timeout) if self._url is not None else self._given
+        client: Client = self._given
+        if self._url is not None:
+            client = made(self._url, self._connect_timeout)
+            await self._open.begin(client.close)
         try:
             with pymongo.timeout(self._connect_timeout):
-                collection = await prepared(client, self._database, self._name, replica_set=self._replica_set)
+                collection = await prepared(client, self._database, self._name, self._time, replica_set=self._replica_set)
         except pymongo.errors.PyMongoError as error:
             reason = known(error, self._connect_timeout)
             if isinstance(reason, BackendTimeout):
                 reason = BackendUnavailable(f"no answer from MongoDB in {self._connect_timeout:g} seconds")
             raise reason from error
+        except RuntimeError as error:
+            if self._given is None:
+                raise
+            raise UnsupportedOperation(
+                "the client belongs to another event loop; for several in turn, give the driver a url"
+            ) from error
         self._documents = Documents(collection, self._prefix, lambda: self.clock(), replica_set=self._replica_set)
 
     async def aclose(self) -> None:
-        client, self._client, self._documents = self._client, None, None
-        if client is not None and self._given is None:
-            with suppress(Exception):  # its event loop may be over
-                await client.close()
+        self._documents = None
+        await self._open.aclose()
 
     # Calls
 
@@ -186,6 +195,7 @@ class MongodbDriver(Driver):
         return total
 
     async def sweep(self) -> int | None:
+        await self._call(lambda documents: set_by_server(self._time, documents.collection))
         return await self._call(sweep, writes=True)
 
     @asynccontextmanager

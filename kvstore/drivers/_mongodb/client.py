@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
+from kvstore.clock import Clock
 from kvstore.drivers._mongodb.documents import EXPIRY
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, KVStoreError
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     Collection = AsyncCollection[dict[str, Any]]
 
 _GRACE = 300
-"""Seconds after which the server itself removes what expired, if no program does. Its clock may be ahead of ours."""
+"""Seconds after which the server itself removes what expired, if no program does. The clock of a new primary may be ahead."""
 _UNAUTHORIZED = 13
 _REFUSED = (_UNAUTHORIZED, 18, 8000)  # AuthenticationFailed, and Atlas's own
 
@@ -49,8 +51,8 @@ def _check_options(query: str) -> None:
             raise ConfigError(f"PyMongo does not take the option {name!r} of the URL: {error}", driver="mongodb") from None
 
 
-async def prepared(client: Client, database: str | None, name: str, *, replica_set: bool) -> Collection:
-    """The collection, with what must hold of it."""
+async def prepared(client: Client, database: str | None, name: str, clock: Clock, *, replica_set: bool) -> Collection:
+    """The collection, with what must hold of it; and `clock` set."""
     from bson.codec_options import CodecOptions, DatetimeConversion
     from pymongo import ReadPreference, WriteConcern
     from pymongo.errors import InvalidName, OperationFailure
@@ -67,17 +69,25 @@ async def prepared(client: Client, database: str | None, name: str, *, replica_s
         )
     except InvalidName as error:
         raise ConfigError(f"this is no name of a database or collection: {error}", driver="mongodb") from error
-    hello = await holder.command("hello")
-    if replica_set and "setName" not in hello and hello.get("msg") != "isdbgrid":
-        raise ConfigError("the server is no replica set; leave out replica_set", driver="mongodb")
     if (await collection.options()).get("collation", {}).get("locale", "simple") != "simple":
         raise ConfigError(f"collection {name!r} has a collation, by which keys that differ are one", driver="mongodb")
+    hello = await set_by_server(clock, collection)
+    if replica_set and "setName" not in hello and hello.get("msg") != "isdbgrid":
+        raise ConfigError("the server is no replica set; leave out replica_set", driver="mongodb")
     try:
         await collection.create_index(EXPIRY, expireAfterSeconds=_GRACE)
     except OperationFailure as error:
         if error.code != _UNAUTHORIZED:  # a login that may only read gets along without
             raise
     return collection
+
+
+async def set_by_server(clock: Clock, collection: Collection) -> dict[str, Any]:
+    """Sets `clock` by the server's. Returns what else the server says of itself."""
+    began = time.monotonic()
+    hello: dict[str, Any] = await collection.database.command("hello", codec_options=collection.codec_options)
+    clock.set(int(hello["localTime"]), within=int((time.monotonic() - began) * 1000) + 1)
+    return hello
 
 
 def known(error: PyMongoError, seconds: float, *, writes: bool = False) -> KVStoreError:

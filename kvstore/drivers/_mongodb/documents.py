@@ -14,7 +14,6 @@ from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from kvstore.clock import now_ms
 from kvstore.driver import Stat
 from kvstore.errors import CorruptValueError
 from kvstore.keys import past
@@ -74,7 +73,7 @@ class Documents:
 
     def fields(self, data: bytes, expires_at: int | None) -> Document:
         at, revision = date(expires_at), self._revision()
-        return {"value": data, "size": len(data), EXPIRY: at, "mtime": date(now_ms()), "revision": revision}
+        return {"value": data, "size": len(data), EXPIRY: at, "mtime": date(self.clock()), "revision": revision}
 
     def gone(self) -> Document:
         """What a removed document is made first, for of a deletion those who watch learn no more than the key."""

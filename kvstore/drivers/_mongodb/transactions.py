@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvstore.driver import Expect, Write
 from kvstore.drivers._mongodb.documents import EXPIRY, Document, Documents, date, is_ours, value_of
+from kvstore.drivers._mongodb.writing import steps
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.client_session import AsyncClientSession
@@ -56,11 +57,15 @@ async def _carried_out(
     for key in expect.keys() - {key for key, _, _ in writes}:
         # What is only looked at has to be written too, or two transactions could each change what the other one reads.
         changes.append(change(key, {"lock": token_hex(8)} | ({} if key in live else {EXPIRY: date(0)})))
-    for key, data, expires_at in writes:
-        if data is not None:
-            changes.append(change(key, documents.fields(data, expires_at)))
-        elif key in live:
-            changes.append(change(key, documents.gone()))
+    for some in steps(writes):
+        for key, data, expires_at in some:
+            if data is not None:
+                changes.append(change(key, documents.fields(data, expires_at)))
+            elif key in live:
+                changes.append(change(key, documents.gone()))
+        if some[-1] is not writes[-1]:
+            await collection.bulk_write(changes, ordered=True, session=session)
+            changes.clear()
     changes.append(DeleteMany(everyone | {EXPIRY: date(0)}))
     await collection.bulk_write(changes, ordered=True, session=session)
     return [key in live for key, _, _ in writes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kvstore.driver import Write
@@ -13,18 +13,38 @@ _AT_ONCE = 16
 """How many single removals are under way together."""
 _LARGE = 4 * 2**20
 """From this size on a condition goes by the revision, for both values together might be too much for one command."""
+_STEP = 4 * 2**20
+"""Bytes of values that are sent at once, for PyMongo encodes them in the event loop."""
 _DUPLICATE = 11000
 
 
 async def write_each(documents: Documents, writes: Sequence[Write]) -> list[bool]:
     """A `Driver.write`, each key by itself."""
-    found = await _put(documents, [write for write in writes if write[1] is not None])
+    found: dict[str, bool] = {}
+    for some in steps([write for write in writes if write[1] is not None]):
+        found |= await _put(documents, some)
     removed = [key for key, data, _ in writes if data is None]
     for start in range(0, len(removed), _AT_ONCE):  # a bulk of them would not say which were there
-        some = removed[start : start + _AT_ONCE]
-        taken = await asyncio.gather(*(_take(documents, documents.one(key)) for key in some))
-        found.update(zip(some, taken, strict=True))
+        keys = removed[start : start + _AT_ONCE]
+        # To the end of all, for what is left under way when one fails would happen after a later call.
+        taken = await asyncio.gather(*(_take(documents, documents.one(key)) for key in keys), return_exceptions=True)
+        for key, there in zip(keys, taken, strict=True):
+            if isinstance(there, BaseException):
+                raise there
+            found[key] = there
     return [found[key] for key, _, _ in writes]
+
+
+def steps(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
+    """Parts of `writes` that hold the event loop no longer than one large value."""
+    begin, size = 0, 0
+    for at, (_, data, _) in enumerate(writes):
+        size += len(data or b"")
+        if size > _STEP and at > begin:
+            yield writes[begin:at]
+            begin, size = at, len(data or b"")
+    if begin < len(writes):
+        yield writes[begin:]
 
 
 async def _put(documents: Documents, writes: Sequence[Write]) -> dict[str, bool]:
