@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Self
 
 from kvstore.clock import now_ms
-from kvstore.errors import ConfigError, KVStoreError, UnsupportedOperation
+from kvstore.errors import BackendTimeout, BackendUnavailable, ConfigError, KVStoreError, UnsupportedOperation
 
 Write = tuple[str, bytes | None, int | None]
 """(key, bytes or None to remove, when it expires in milliseconds since 1970 or None for never)."""
@@ -175,6 +175,8 @@ class Driver(ABC):
         for writes, expect in batches:
             try:
                 results.append(await self.write(writes, expect))
+            except (BackendUnavailable, BackendTimeout) as error:  # each of the others would wait as long for nothing
+                return results + [error] * (len(batches) - len(results))
             except KVStoreError as error:
                 results.append(error)
         return results

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 from running import in_loop
 
-from kvstore import MISSING, BackendError, BackendUnavailable, CorruptValueError, Storage, create_storage
+from kvstore import MISSING, BackendError, BackendTimeout, BackendUnavailable, CorruptValueError, Storage, create_storage
 from kvstore.driver import Batch, Capabilities, Driver, Expect, Write
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.errors import KVStoreError
@@ -298,6 +298,19 @@ async def test_a_dead_backend_is_everyones_fault_and_each_error_names_its_own_ke
     await asyncio.gather(first, return_exceptions=True)
     driver.fault = None
     assert await storage.get_item("k3") == 3
+
+
+@in_loop
+async def test_a_backend_that_does_not_answer_makes_a_crowd_of_conditions_wait_once() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    adds = [asyncio.create_task(storage.add_item(f"new:{number}", 1)) for number in range(20)]
+    driver.bad = {"new:3": BackendTimeout("no answer")}
+    driver.gate.set()
+
+    outcomes = await asyncio.gather(first, *adds, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes[4:]] == [BackendTimeout] * 17
+    assert [keys for name, keys in driver.since() if name == "write if"] == [[f"new:{number}"] for number in range(4)]
 
 
 @in_loop
