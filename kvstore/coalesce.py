@@ -15,12 +15,14 @@ together mostly come again together: a crowd that sent its first call ahead woul
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from kvstore.batches import MAX_BATCH_KEYS, Again, Call, Kind, carry_out, weight
+from kvstore.clock import Clock
 from kvstore.driver import NOT_NOW, Driver, Expect, NotNow, Write
 from kvstore.errors import UnsupportedOperation, backend_error
 
@@ -282,8 +284,12 @@ class Coalescer:
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
         """Whose failure is that of all who wait."""
+        clock, began = self._driver.clock, time.monotonic()
+        before = clock()
         try:
             await self._driver.connect()
+            if isinstance(clock, Clock):  # a server may have set it
+                self._postpone(clock() - before - round((time.monotonic() - began) * 1000))
             self._loop = loop
             self._connected()
         except Exception as error:
@@ -295,6 +301,11 @@ class Coalescer:
             if self._connecting is not None and self._connecting.get_loop() is loop:  # it may end after its event loop
                 self._connecting = None
         self._dispatch()
+
+    def _postpone(self, moved: int) -> None:
+        """By how many milliseconds the clock is another one than that by which those who wait said when a value expires."""
+        for call in self._pending if moved else ():
+            call.writes = [(key, data, at if at is None else at + moved) for key, data, at in call.writes]
 
     def _move(self) -> None:
         """Leaves the event loop that was used before, which has to be over."""

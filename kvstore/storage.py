@@ -203,8 +203,8 @@ class Storage:
         try:
             mount, inner = self.keyspace.locate(key)
             mount.check()
-            expires_at = mount.expiry(ttl)
-            return await mount.run(lambda: mount.driver.touch(inner, expires_at), [inner], mutates=True)
+            mount.expiry(ttl)
+            return await mount.run(lambda: mount.driver.touch(inner, mount.expiry(ttl)), [inner], mutates=True)
         except KVStoreError as error:
             raise at(error, "touch", key, mount) from error.__cause__
 

@@ -12,6 +12,7 @@ import pytest
 from running import in_loop
 
 from kvstore import MISSING, BackendError, BackendTimeout, BackendUnavailable, CorruptValueError, Storage, create_storage
+from kvstore.clock import Clock
 from kvstore.driver import Batch, Capabilities, Driver, Expect, Write
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.errors import KVStoreError
@@ -238,6 +239,24 @@ async def test_one_calls_fault_is_its_own_beside_conditions_too() -> None:
     assert [type(outcome) for outcome in outcomes[2:4]] == [CorruptValueError] * 2
     assert outcomes[4] is True
     assert await storage.get_items(["a", "b", "c"]) == {"a": 1, "b": 2, "c": 2}
+
+
+@in_loop
+async def test_T1_what_waits_for_the_connection_expires_by_the_clock_that_the_server_sets() -> None:
+    class Early(Recording):
+        async def connect(self) -> None:
+            await super().connect()
+            self.clock.set(self.clock() + 3_600_000)  # type: ignore[attr-defined]
+
+    driver = Early()
+    driver.clock = Clock()
+    storage = create_storage(driver)
+    await asyncio.gather(storage.set_item("one", 1, ttl=600), storage.set_items({"two": 2}, ttl=600), storage.touch("one", 600))
+    for key in ("one", "two"):
+        meta = await storage.get_meta(key)
+        assert meta is not None
+        assert meta.expires_at is not None
+        assert abs(meta.expires_at.timestamp() - time.time() - 4_200) < 5
 
 
 @in_loop
