@@ -7,12 +7,15 @@ import hashlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -34,7 +37,9 @@ from kvstore import (
     UnsupportedOperation,
     create_storage,
 )
+from kvstore.drivers._fsspec.envelope import Footer, sealed
 from kvstore.drivers._fsspec.s3 import S3Store
+from kvstore.drivers._fsspec.store import Found
 from kvstore.drivers.fsspec import FsspecDriver
 from kvstore.testing import DriverSuite, FakeClock
 
@@ -243,6 +248,168 @@ def test_exactly_one_of_many_tasks_and_drivers_adds_a_key(tmp_path: Path) -> Non
             assert await storages[0].get_item(key) == added.index(True)
         for storage in storages:
             await storage.aclose()
+
+    main()
+
+
+@server
+def test_T1_expiry_goes_by_the_servers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither seen as gone nor swept, early or late, by a program on a machine whose clock is wrong."""
+    ahead, right = 0, time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right() + ahead * 10**9)
+
+    @in_loop
+    async def main() -> None:
+        nonlocal ahead
+        for wrong in (3600, -3600):
+            ahead = 0
+            async with opened(tmp_path) as storage, opened(tmp_path) as other:
+                await storage.set_item("theirs", 1, ttl=600)
+                ahead = wrong
+                await other.get_item("connect")
+                await other.set_item("mine", 1, ttl=600)
+                assert await other.get_keys() == ["mine", "theirs"]
+                await other.get_mount("x").driver.sweep()
+                ahead = 0
+                assert await storage.get_items(["theirs", "mine"]) == {"theirs": 1, "mine": 1}
+                meta = await storage.get_meta("mine")
+                assert meta is not None
+                assert meta.expires_at is not None
+                assert abs((meta.expires_at - datetime.now(UTC)).total_seconds() - 600) < 10
+
+    main()
+
+
+@server
+def test_R2_one_alone_of_those_who_remove_a_key_did_so(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as one, opened(tmp_path) as two:
+            added = removed = 0
+            for number in range(30):
+                calls = [one.add_item("key", number), two.remove_item("key"), two.add_item("key", 1), one.remove_item("key")]
+                said = await asyncio.gather(*calls)
+                added, removed = added + said[0] + said[2], removed + said[1] + said[3]
+            assert added == removed + await one.has_item("key")
+            await one.set_items({"a": 1, "b": 1, "c": 1})
+            assert sum(await asyncio.gather(one.remove_items([*"abc"]), two.remove_items([*"abc"]))) == 3
+
+    main()
+
+
+@server
+def test_T2_no_metadata_is_lost_that_is_set_while_another_overwrites_the_value(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as one, opened(tmp_path) as two:
+            for number in range(20):
+                await one.set_item("key", 0)
+                await asyncio.gather(one.set_meta("key", {"n": number}), two.set_item("key", 1))
+                meta = await one.get_meta("key")
+                assert meta is not None
+                assert (meta.custom, await one.get_item("key")) == ({"n": number}, 1)
+                await one.remove_item("key")
+
+    main()
+
+
+@server
+def test_A1_a_footer_that_grows_while_it_is_read_is_read_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    get = S3Store.get
+
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as storage, opened(tmp_path) as other:
+            await storage.set_item("key", 1)
+            await storage.set_meta("key", {"x": "y" * 600})
+            driver = other.get_mount("key").driver
+            await other.has_item("connect")
+            grown = False
+
+            async def slow(self: S3Store, name: str, end: int | None = None) -> Found | None:
+                nonlocal grown
+                found = await get(self, name, end)
+                if name == "key" and not grown:
+                    grown = True
+                    footer = Footer(custom='{"x":"' + "y" * 5000 + '"}')
+                    await self.put(name, sealed(b"22", footer))
+                return found
+
+            monkeypatch.setattr(S3Store, "get", slow)
+            [stat] = await driver.stat(["key"])
+            assert stat is not None
+            assert (stat.size, len(stat.custom or b"")) == (2, 5008)
+
+    main()
+
+
+@server
+def test_A2_a_client_that_sends_again_what_got_no_answer_does_not_fail_against_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = S3Store._call
+
+    async def twice(self: S3Store, name: str, **options: Any) -> Any:
+        if name == "put_object" and options["Key"].endswith("/key"):
+            await call(self, name, **options)
+        return await call(self, name, **options)
+
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as storage:
+            monkeypatch.setattr(S3Store, "_call", twice)
+            assert await storage.add_item("key", 1) is True
+            assert await storage.update_item("key", lambda value: value + 1) == 2
+            await storage.set_item("key", 3)
+            assert await storage.get_item("key") == 3
+
+    main()
+
+
+@server
+def test_a_server_that_refuses_conditions_is_written_to_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = S3Store._call
+
+    async def refusing(self: S3Store, name: str, **options: Any) -> Any:
+        if "IfMatch" in options or "IfNoneMatch" in options:
+            raise ClientError({"Error": {"Code": "NotImplemented"}}, name)
+        return await call(self, name, **options)
+
+    @in_loop
+    async def main() -> None:
+        monkeypatch.setattr(S3Store, "_call", refusing)
+        async with opened(tmp_path) as storage:
+            for value in (1, 2):
+                await storage.set_item("key", value)
+                assert await storage.get_item("key") == value
+            with pytest.raises(UnsupportedOperation, match="takes no conditions"):
+                await storage.add_item("new", 1)
+            await storage.set_item("key", 3)
+            assert await storage.remove_item("key") is True
+            assert await storage.get_keys() == []
+
+    main()
+
+
+@server
+def test_a_server_whose_etags_fit_no_condition_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = S3Store.get
+
+    async def wrong(self: S3Store, name: str, end: int | None = None) -> Found | None:
+        found = await get(self, name, end)
+        return found and found._replace(etag='"00000000000000000000000000000000"')
+
+    @in_loop
+    async def main() -> None:
+        monkeypatch.setattr(S3Store, "get", wrong)
+        async with asyncio.timeout(30), opened(tmp_path) as storage:
+            for value in (1, 2):
+                await storage.set_item("key", value)
+                assert await storage.get_item("key") == value
+            assert await storage.remove_item("key") is True
+            assert await storage.get_keys() == []
 
     main()
 
@@ -524,6 +691,28 @@ def test_files_are_those_of_the_file_driver_and_half_written_ones_are_removed(tm
             assert await storage.clear() == 3
         left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and "times" not in path.parts)
         assert left == ["UPPER.json", "notes.txt"]
+
+    main()
+
+
+def test_A3_when_one_removal_of_a_clear_fails_none_is_left_under_way(tmp_path: Path) -> None:
+    over = []
+
+    class Broken(LocalFileSystem):
+        def rm_file(self, path: str) -> None:
+            if path.endswith("a.json"):
+                raise PermissionError(path)
+            time.sleep(0.1)
+            super().rm_file(path)
+            over.append(path)
+
+    @in_loop
+    async def main() -> None:
+        async with create_storage("fsspec", fs=Broken(skip_instance_cache=True), path=str(tmp_path)) as storage:
+            await storage.set_items({"a": 1, "b": 1})
+            with pytest.raises(BackendUnavailable):
+                await storage.clear()
+            assert over == [f"{tmp_path}/b.json"]
 
     main()
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from kvstore.clock import Clock
 from kvstore.driver import Capabilities, Driver, Expect, Stat, Write
 from kvstore.drivers._fsspec.files import FileStore
 from kvstore.drivers._fsspec.listing import Listing
@@ -96,6 +97,9 @@ class FsspecDriver(Driver):
         )
         kinds = {url.partition("://")[0]} if url else {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
         self._s3 = bool(kinds & {*_S3})
+        self._time = Clock()
+        if self._s3:  # elsewhere no server tells its time
+            self.clock = self._time
         self._listing: Listing | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # a file system's own
         self._process = os.getpid()
@@ -146,7 +150,7 @@ class FsspecDriver(Driver):
         }
         if self._s3:
             bucket, _, prefix = root.partition("/")
-            store: Store = S3Store(fs, bucket, prefix, own=self._given is None, **settings)
+            store: Store = S3Store(fs, bucket, prefix, self._time, own=self._given is None, **settings)
         else:
             prefix = root
             store = FileStore(fs, root, **settings)

@@ -11,7 +11,7 @@ from secrets import token_hex
 from typing import Any
 
 from kvstore.drivers._fsspec.names import PARTS
-from kvstore.drivers._fsspec.store import AT_ONCE, Found, Store, Telling, closed
+from kvstore.drivers._fsspec.store import AT_ONCE, Found, Store, Telling, closed, gathered
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, KVStoreError
 
 _PER_SECOND = 2**20
@@ -70,7 +70,7 @@ class FileStore(Store):
             return None
         return Found(data, len(data))
 
-    async def put(self, name: str, data: bytes, *, match: str | None = None) -> bool:
+    async def put(self, name: str, data: bytes, *, match: str | None = None, sure: bool = True) -> bool:
         path = self._path(name)
         part = path if self._whole else self._path(PARTS + token_hex(8))
         try:
@@ -96,13 +96,13 @@ class FileStore(Store):
                 raise self._error(error) from self._telling.cause(error)
 
     async def delete(self, names: Sequence[str]) -> None:
-        await asyncio.gather(*map(self._delete, names))
+        await gathered(map(self._delete, names))
 
     async def _delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
             await self._called("rm_file", self._path(name))
 
-    async def delete_if(self, name: str, etag: str) -> bool | None:
+    async def delete_if(self, name: str, etag: str | None, *, sure: bool = True) -> bool | None:
         await self._delete(name)
         return True
 

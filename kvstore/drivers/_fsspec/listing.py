@@ -9,7 +9,8 @@ from contextlib import suppress
 from kvstore.driver import PAGE
 from kvstore.drivers._fsspec.envelope import footer_size, opened
 from kvstore.drivers._fsspec.names import HASHED, MAX_NAME_BYTES, PRIVATE, TIMES, digest, marked
-from kvstore.drivers._fsspec.objects import Objects, gathered
+from kvstore.drivers._fsspec.objects import Objects
+from kvstore.drivers._fsspec.store import gathered
 from kvstore.errors import CorruptValueError, UnsupportedOperation
 
 _GRACE = 60_000

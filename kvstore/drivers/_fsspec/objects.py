@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from kvstore.driver import PAGE, Stat, Write
 from kvstore.drivers._fsspec.envelope import NONE, Footer, footer_size, opened, sealed
 from kvstore.drivers._fsspec.names import HASHED, PRIVATE, Names, digest, marker
-from kvstore.drivers._fsspec.store import AT_ONCE, Found, Store
+from kvstore.drivers._fsspec.store import Found, Store, gathered
 from kvstore.errors import CorruptValueError
 
 _END = 512
 """Bytes of an object's end in which most footers lie."""
 _FEW = 4
 """From this many keys on, one listing may tell of all of them which have no object."""
-
-T = TypeVar("T")
 
 
 class Kept(NamedTuple):
@@ -68,7 +66,8 @@ class Objects:
         try:
             name = self.names.name(key)
             found = await self.store.get(name, None if whole else _END)
-            if found is not None and (size := footer_size(found.data)) > len(found.data) < found.size:
+            # Again, for another writer may have put one that is larger in between.
+            while found is not None and (size := footer_size(found.data)) > len(found.data) < found.size:
                 found = await self.store.get(name, size)
             if found is None:
                 return None
@@ -103,28 +102,25 @@ class Objects:
     async def write(self, writes: Sequence[Write]) -> list[bool]:
         """Sets and removes. For each: was the key there."""
         _, absent = await self.listed([key for key, _, _ in writes])
-        found = await gathered(self._write(*write, absent=write[0] in absent) for write in writes)
-        if self.names.flat:
-            await self.store.delete(
-                [self.names.name(key) for (key, data, _), there in zip(writes, found, strict=True) if data is None and there]
-            )
-        return found
+        return await gathered(self._write(*write, absent=write[0] in absent) for write in writes)
 
     async def _write(self, key: str, data: bytes | None, expires_at: int | None, *, absent: bool) -> bool:
         name = self.names.name(key)
+        tried: str | None = None
         async with self.lock(name):
             while True:
-                old = None if absent else await self._any(key)
-                if old is not None and self.expired(old):
-                    old = None
-                if data is None:
-                    if old is not None and not self.names.flat:  # else all together
-                        await self.store.delete([name])
-                    return old is not None
-                custom = None if old is None else old.footer.custom
-                # Only with custom metadata on a condition, so that none is lost that is set at the same time.
-                match = old.found.etag if old is not None and custom is not None else None
-                if await self.put(key, data, Footer(expires_at, custom), match):
+                found = None if absent else await self._any(key)
+                old = None if found is None or self.expired(found) else found
+                # On a condition as far as the server keeps any, so that no metadata is lost that is set at the same time, and
+                # only one of those who remove a key did so. One that fails twice alike can't be gone by.
+                etag = "" if found is None else found.found.etag
+                match, tried = None if etag == tried else etag, etag
+                if data is not None:
+                    footer = Footer(expires_at, None if old is None else old.footer.custom)
+                    done = await self.put(key, data, footer, match, sure=False)
+                else:
+                    done = old is None or bool(await self.store.delete_if(name, match, sure=False))
+                if done:
                     return old is not None
                 absent = False
 
@@ -170,38 +166,17 @@ class Objects:
                 if await self.put(key, old.data, footer, old.found.etag if self.names.flat else None):
                     return True
 
-    async def put(self, key: str, data: bytes, footer: Footer, match: str | None) -> bool:
+    async def put(self, key: str, data: bytes, footer: Footer, match: str | None, *, sure: bool = True) -> bool:
         name = self.names.name(key)
         if name.startswith(HASHED):
             footer = Footer(footer.expires_at, footer.custom, key)
         if footer.expires_at is not None:  # first, so that whatever expires is found by its marker
             await self.store.put(marker(name, footer.expires_at), name.encode())
-        return await self.store.put(name, sealed(data, footer), match=match)
+        return await self.store.put(name, sealed(data, footer), match=match, sure=sure)
 
     def lock(self, name: str) -> asyncio.Lock:
         """Held while a name is written, so that no sweep removes what was just written where there are no conditions."""
         return self._locks.setdefault(digest(name), asyncio.Lock())
-
-
-async def gathered(work: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all, some at a time; or the first error, once what was begun is over and nothing goes on behind it."""
-    results: dict[int, T] = {}
-    errors: list[Exception] = []
-    left = enumerate(work)
-
-    async def take() -> None:
-        for place, one in left:
-            try:
-                results[place] = await one
-            except Exception as error:
-                errors.append(error)
-            if errors:
-                break
-
-    await asyncio.gather(*(take() for _ in range(AT_ONCE)))
-    if errors:
-        raise errors[0]
-    return [results[place] for place in range(len(results))]
 
 
 def _common(first: str, last: str) -> str:

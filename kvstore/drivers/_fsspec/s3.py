@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from importlib import import_module
 from secrets import token_hex
 from typing import Any, TypeVar
 
+from kvstore.clock import Clock
 from kvstore.drivers._fsspec.names import PARTS, PRIVATE
-from kvstore.drivers._fsspec.store import AT_ONCE, Found, Store, Telling, closed
+from kvstore.drivers._fsspec.store import AT_ONCE, Found, Store, Telling, closed, gathered
 from kvstore.errors import (
     BackendError,
     BackendTimeout,
@@ -27,6 +31,8 @@ _TRIES = 5
 _BUSY = ("SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "ThrottlingException", "503")
 _MISSING = ("NoSuchKey", "404")
 _FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "OperationAborted", "412", "409", *_MISSING)
+_UNKNOWN = ("NotImplemented", "501")
+"""Of a condition that the server does not know."""
 _REFUSED = (
     *("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"),
     *("AllAccessDisabled", "AccountProblem", "NotSignedUp", "AuthorizationHeaderMalformed", "InvalidClientTokenId"),
@@ -38,14 +44,24 @@ T = TypeVar("T")
 
 
 class S3Store(Store):
-    """Objects in a bucket, below `prefix`, a literal text."""
+    """Objects in a bucket, below `prefix`, a literal text. Sets `clock` by the server's."""
 
     def __init__(
-        self, fs: Any, bucket: str, prefix: str, *, connect_timeout: float, timeout: float, telling: Telling, own: bool
+        self,
+        fs: Any,
+        bucket: str,
+        prefix: str,
+        clock: Clock,
+        *,
+        connect_timeout: float,
+        timeout: float,
+        telling: Telling,
+        own: bool,
     ) -> None:
         self._fs = fs
         self._bucket = bucket
         self._prefix = prefix
+        self._clock = clock
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         self._telling = telling
@@ -103,12 +119,14 @@ class S3Store(Store):
                 return await self.get(name)
             raise code.error() from code.cause
 
-    async def put(self, name: str, data: bytes, *, match: str | None = None) -> bool:
+    async def put(self, name: str, data: bytes, *, match: str | None = None, sure: bool = True) -> bool:
+        if not sure:
+            return await self._put(name, data, None if self._conditions is False else match, sure=False)
         if match is not None and not await self._keeps_conditions():
             raise UnsupportedOperation("this S3 server takes no conditions (If-Match and If-None-Match on PutObject)")
         return await self._put(name, data, match)
 
-    async def _put(self, name: str, data: bytes, match: str | None) -> bool:
+    async def _put(self, name: str, data: bytes, match: str | None, *, sure: bool = True) -> bool:
         condition: dict[str, Any] = {} if match is None else {"IfMatch": match} if match else {"IfNoneMatch": "*"}
         metadata = {_REVISION: token_hex(8)}
 
@@ -119,10 +137,14 @@ class S3Store(Store):
             await self._call("put_object", Key=self._prefix + name, Body=body, Metadata=metadata, seconds=seconds, **condition)
 
         try:
-            await self._told(send, again=match is None)
+            await self._told(send, again=match is None or not sure)
         except _Code as code:
             if match is not None and code.code in _FAILED:
-                return False
+                # A client that sends again what got no answer fails against itself.
+                found = await self.get(name, 1)
+                return found is not None and found.revision == metadata[_REVISION]
+            if not sure and match is not None and code.code in _UNKNOWN:
+                return await self._put(name, data, None)
             raise code.error() from code.cause
         return True
 
@@ -139,10 +161,10 @@ class S3Store(Store):
         except _Code as code:
             if code.code in _REFUSED or code.code in _BUSY:
                 raise code.error() from code.cause
-            await asyncio.gather(*map(self._delete, names))  # a server that knows no such call
+            await gathered(map(self._delete, names))  # a server that knows no such call
             return
         left = {error["Key"] for error in told.get("Errors", ()) if error.get("Code") not in _MISSING}
-        await asyncio.gather(*(self._delete(name) for name in names if self._prefix + name in left))
+        await gathered(self._delete(name) for name in names if self._prefix + name in left)
 
     async def _delete(self, name: str) -> None:
         try:
@@ -151,15 +173,23 @@ class S3Store(Store):
             if code.code not in _MISSING:
                 raise code.error() from code.cause
 
-    async def delete_if(self, name: str, etag: str) -> bool | None:
-        return await self._delete_if(name, etag) if await self._keeps_conditions() and self._deletes else None
+    async def delete_if(self, name: str, etag: str | None, *, sure: bool = True) -> bool | None:
+        if not sure and not etag:
+            await self._delete(name)
+            return True
+        if sure and not (await self._keeps_conditions() and self._deletes):
+            return None
+        return await self._delete_if(name, etag or "", sure=sure)
 
-    async def _delete_if(self, name: str, etag: str) -> bool:
+    async def _delete_if(self, name: str, etag: str, *, sure: bool = True) -> bool:
         try:
             await self._told(lambda: self._call("delete_object", Key=self._prefix + name, IfMatch=etag), again=False)
         except _Code as code:
             if code.code in _FAILED:
                 return False
+            if not sure and code.code in _UNKNOWN:
+                await self._delete(name)
+                return True
             raise code.error() from code.cause
         return True
 
@@ -229,8 +259,18 @@ class S3Store(Store):
         client = await self._fs.get_s3(self._bucket)
         method = getattr(client, name)
         asked = self._fs._get_s3_method_kwargs(method, Bucket=self._bucket, **arguments)
+        began = time.monotonic()
         async with asyncio.timeout(seconds or self._timeout):
-            return await method(**asked)
+            answer = await method(**asked)
+        self._look_at_clock(answer["ResponseMetadata"].get("HTTPHeaders", {}), time.monotonic() - began)
+        return answer
+
+    def _look_at_clock(self, headers: dict[str, str], seconds: float) -> None:
+        """By the date of an answer that took `seconds`. Only whole seconds are told."""
+        if "date" in headers and "age" not in headers:  # else it comes from a cache
+            with suppress(ValueError):
+                now = int(parsedate_to_datetime(headers["date"]).timestamp() * 1000)
+                self._clock.set(now, within=1000 + int(seconds * 1000))
 
     def _error(self, error: Exception) -> KVStoreError:
         exceptions = _exceptions()

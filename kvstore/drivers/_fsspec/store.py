@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore.errors import BackendUnavailable
@@ -41,15 +41,21 @@ class Store(ABC):
         """An object, or with `end` only so many bytes of its end."""
 
     @abstractmethod
-    async def put(self, name: str, data: bytes, *, match: str | None = None) -> bool:
-        """Writes an object as a whole. With `match` only if it has that etag, or if it is missing where `match` is empty."""
+    async def put(self, name: str, data: bytes, *, match: str | None = None, sure: bool = True) -> bool:
+        """Writes an object as a whole. With `match` only if it has that etag, or if it is missing where `match` is empty.
+
+        Raises `UnsupportedOperation` where there are no such conditions here; unless `sure`, writes all the same.
+        """
 
     @abstractmethod
     async def delete(self, names: Sequence[str]) -> None: ...
 
     @abstractmethod
-    async def delete_if(self, name: str, etag: str) -> bool | None:
-        """Removes an object that has that etag. False: it has not; None: there are no such conditions here."""
+    async def delete_if(self, name: str, etag: str | None, *, sure: bool = True) -> bool | None:
+        """Removes an object that has that etag. False: it has not; None: there are no such conditions here.
+
+        Unless `sure`, removes it where there are none, or where no `etag` is told.
+        """
 
     @abstractmethod
     async def list(self, start: str, after: str, limit: int) -> tuple[list[str], str | None]:
@@ -60,6 +66,27 @@ class Store(ABC):
 
     @abstractmethod
     async def aclose(self) -> None: ...
+
+
+async def gathered(work: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all, some at a time; or the first error, once what was begun is over and nothing goes on behind it."""
+    results: dict[int, T] = {}
+    errors: list[Exception] = []
+    left = enumerate(work)
+
+    async def take() -> None:
+        for place, one in left:
+            try:
+                results[place] = await one
+            except Exception as error:
+                errors.append(error)
+            if errors:
+                break
+
+    await asyncio.gather(*(take() for _ in range(AT_ONCE)))
+    if errors:
+        raise errors[0]
+    return [results[place] for place in range(len(results))]
 
 
 async def called(loop: asyncio.AbstractEventLoop | None, work: Coroutine[Any, Any, T]) -> T:
