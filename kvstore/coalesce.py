@@ -27,6 +27,8 @@ from kvstore.driver import NOT_NOW, Driver, Expect, NotNow, Write
 from kvstore.errors import UnsupportedOperation, backend_error
 
 ANSWERS_PER_PASS = 200
+_ROUNDED = 2
+"""Milliseconds."""
 
 Notify = Callable[[Sequence[Write], Sequence[bool]], None]
 Turn = Call[None]
@@ -228,9 +230,7 @@ class Coalescer:
 
     def _end(self, turn: Turn) -> None:
         """Of a turn that was taken, or is not waited for any more."""
-        last, following = turn, turn.then
-        while following is not None and following.done.done():  # cancelled
-            last, following = following, following.then
+        following = self._alive(turn)
         if turn in self._turns:
             del self._turns[turn]
             if following is not None:
@@ -241,14 +241,20 @@ class Coalescer:
             del self._pending[place]
             if following is not None:
                 self._pending.insert(place, following)
-        else:  # it follows another, or all was reset meanwhile
-            return
-        if following is None and turn.keys and self._last.get(turn.keys[0]) is last:
-            del self._last[turn.keys[0]]
         if self._turn_over is not None and not self._turn_over.done():
             self._turn_over.set_result(None)
         if self._pending:
             self._dispatch_soon()
+
+    def _alive(self, turn: Turn) -> Turn | None:
+        """The first of `turn` and those that follow it that is neither over nor cancelled."""
+        while turn.done.done():
+            if turn.then is None:
+                if turn.keys and self._last.get(turn.keys[0]) is turn:
+                    del self._last[turn.keys[0]]
+                return None
+            turn = turn.then
+        return turn
 
     async def aclose(self, *, close: bool = True) -> None:
         """Waits for what is under way, then closes the driver, unless `close` is False."""
@@ -288,15 +294,20 @@ class Coalescer:
         before = clock()
         try:
             await self._driver.connect()
-            if isinstance(clock, Clock):  # a server may have set it
-                self._postpone(clock() - before - round((time.monotonic() - began) * 1000))
+            moved = clock() - before - round((time.monotonic() - began) * 1000)
+            if isinstance(clock, Clock) and abs(moved) > _ROUNDED:  # a server has set it
+                self._postpone(moved)
             self._loop = loop
             self._connected()
         except Exception as error:
             waiting, self._pending = self._pending, deque()
+            self._last.clear()
             for call in waiting:
-                if not call.done.done():
-                    call.done.set_exception(backend_error(error))
+                one: Call[Any] | None = call
+                while one is not None:
+                    if not one.done.done():
+                        one.done.set_exception(backend_error(error))
+                    one = one.then
         finally:
             if self._connecting is not None and self._connecting.get_loop() is loop:  # it may end after its event loop
                 self._connecting = None
@@ -304,8 +315,8 @@ class Coalescer:
 
     def _postpone(self, moved: int) -> None:
         """By how many milliseconds the clock is another one than that by which those who wait said when a value expires."""
-        for call in self._pending if moved else ():
-            call.writes = [(key, data, at if at is None else at + moved) for key, data, at in call.writes]
+        for call in self._pending:
+            call.writes = [(key, data, at if at is None else at + moved + _ROUNDED) for key, data, at in call.writes]
 
     def _move(self) -> None:
         """Leaves the event loop that was used before, which has to be over."""
@@ -431,7 +442,9 @@ class Coalescer:
         waiting: deque[Call[Any]] = deque()
         for call in self._pending:
             if call.done.done():  # cancelled before it began
-                continue
+                if call.kind != "turn" or (alive := self._alive(call)) is None:
+                    continue
+                call = alive
             kind, keys, mutates = call.kind, call.keys, call.mutates
             if keys is None or kind == "turn":
                 start = not (written.touches(keys) or (mutates and read.touches(keys)))

@@ -320,6 +320,57 @@ async def test_a_dead_backend_is_everyones_fault_and_each_error_names_its_own_ke
 
 
 @in_loop
+async def test_those_who_wait_for_a_key_are_not_forgotten_when_others_give_up() -> None:
+    chance = Random(5)
+    driver = Recording()
+    storage = create_storage(driver)
+    await storage.set_items({"a": 0, "b": 0})
+    done = 0
+
+    async def update(key: str) -> None:
+        nonlocal done
+        await storage.update_item(key, lambda value: value + 1)
+        done += 1
+
+    for _ in range(300):
+        calls: list[asyncio.Task[object]] = []
+        for _ in range(chance.randint(2, 8)):
+            kind = chance.random()
+            key = chance.choice("ab")
+            if kind < 0.7:
+                calls.append(asyncio.create_task(update(key)))
+            elif kind < 0.8:
+                calls.append(asyncio.create_task(storage.get_meta(key)))
+            elif kind < 0.9:
+                calls.append(asyncio.create_task(storage.get_item(key)))
+            else:
+                calls.append(asyncio.create_task(storage.count()))
+            if chance.random() < 0.3:
+                await asyncio.sleep(0)
+            if chance.random() < 0.3:
+                chance.choice(calls).cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*calls, return_exceptions=True)
+    async with asyncio.timeout(5):
+        await storage.update_item("a", lambda value: value + 1)
+        found = await storage.get_items(["a", "b"])
+    assert sum(found.values()) >= done + 1
+
+
+@in_loop
+async def test_a_failed_connect_is_told_to_those_too_who_wait_for_each_other() -> None:
+    driver = Recording()
+    storage = create_storage(driver)
+    driver.fault = OSError("refused")
+    updates = (storage.update_item("key", lambda value: (value or 0) + 1) for _ in range(5))
+    async with asyncio.timeout(5):
+        outcomes = await asyncio.gather(*updates, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [BackendError] * 5
+        driver.fault = None
+        assert await storage.update_item("key", lambda value: (value or 0) + 1) == 1
+
+
+@in_loop
 async def test_a_backend_that_does_not_answer_makes_a_crowd_of_conditions_wait_once() -> None:
     driver = Recording()
     storage, first = await _busy(driver, "write")
