@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ from kvstore import (
     Storage,
     create_storage,
 )
+from kvstore.clock import Clock
+from kvstore.driver import Batch
+from kvstore.drivers._sql.connection import AsyncmyConnection, AsyncpgConnection, Connection
+from kvstore.drivers._sql.driver import SqlDriver
+from kvstore.drivers._sql.statements import PIECE
 from kvstore.drivers.mysql import MysqlDriver
 from kvstore.drivers.postgresql import PostgresqlDriver
 from kvstore.testing import DriverSuite
@@ -68,8 +74,12 @@ class Kind:
     address: str
     """Of a server of a test's own, by its port."""
     client: str
-    slow: str
-    """Sleeps for a second."""
+    connection: type[Connection]
+
+    def driver(self, path: Path) -> SqlDriver:
+        driver = {"postgresql": PostgresqlDriver, "mysql": MysqlDriver}[self.name](self.url(), table=table(path))
+        assert isinstance(driver, SqlDriver)
+        return driver
 
     def opened(self, path: Path, **options: Any) -> Storage:
         return create_storage(self.name, url=self.url(), table=table(path), **options)
@@ -88,7 +98,7 @@ KINDS = [
         postgresql.start,
         "postgresql://postgres@127.0.0.1:{}/postgres",
         "asyncpg",
-        "SELECT pg_sleep(1)",
+        AsyncpgConnection,
     ),
     Kind(
         "mysql",
@@ -96,7 +106,7 @@ KINDS = [
         mysql.start,
         f"mysql://kvstore:{mysql.PASSWORD}@127.0.0.1:{{}}/kvstore",
         "asyncmy",
-        "SELECT SLEEP(1)",
+        AsyncmyConnection,
     ),
 ]
 each_server = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -194,6 +204,202 @@ def test_L1_an_engine_that_was_handed_in_stays_open(kind: Kind, tmp_path: Path) 
         await engine.dispose()
 
     main()
+
+
+def told(
+    kind: Kind,
+    monkeypatch: pytest.MonkeyPatch,
+    then: Callable[[str, tuple[Any, ...]], Awaitable[None]],
+    *,
+    before: bool = False,
+) -> None:
+    """Has `then` called after each statement, before its caller goes on; or before the statement."""
+
+    def patched(ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def asked(connection: Connection, sql: str, *arguments: Any) -> Any:
+            if before:
+                await then(sql, arguments)
+            answer = await ask(connection, sql, *arguments)
+            if not before:
+                await then(sql, arguments)
+            return answer
+
+        return asked
+
+    for name in ("fetch", "change"):
+        monkeypatch.setattr(kind.connection, name, patched(getattr(kind.connection, name)))
+
+
+def beside(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch, words: str, work: Callable[[], Coroutine[Any, Any, object]]
+) -> list[asyncio.Task[object]]:
+    """Has `work` begun by another program once, after the first statement with `words`, and its task told.
+
+    The statement's caller goes on once it is done, or waits for a lock.
+    """
+    begun: list[asyncio.Task[object]] = []
+
+    async def then(sql: str, arguments: tuple[Any, ...]) -> None:
+        if words in sql and not begun:
+            begun.append(asyncio.create_task(work()))
+            await asyncio.wait(begun, timeout=0.3)
+
+    told(kind, monkeypatch, then)
+    return begun
+
+
+# Several programs at once
+
+
+@each_server
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [([("key", None, None), ("other", None, None)], None)],
+        [([("key", None, None), ("large", bytes(PIECE + 1), None)], None)],
+        [([("key", None, None)], None), ([("other", b"1", None)], {"other": b"2"})],
+    ],
+    ids=["several", "beside a large value", "beside a condition"],
+)
+def test_R2_a_removal_takes_nothing_that_it_did_not_find(
+    kind: Kind, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2: or what another program has added meanwhile would be taken by nobody."""
+
+    @in_loop
+    async def main() -> None:
+        driver = kind.driver(tmp_path)
+        async with kind.opened(tmp_path) as other, create_storage(driver) as storage:
+            await other.set_item("large", 1)
+            await storage.get_item("key")
+            added = beside(kind, monkeypatch, "FOR UPDATE", lambda: other.add_item("key", 1))
+            if len(batches) == 1:
+                result = await driver.write(*batches[0])
+            else:
+                [result, _] = await driver.write_many(batches)  # type: ignore[assignment]
+            assert isinstance(result, list)
+            there = [await task for task in added] == [True]
+            assert await other.has_item("key") is (there and not result[0])
+
+    main()
+
+
+@each_server
+def test_A2_a_key_that_others_remove_and_add_meanwhile_is_added_once(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = kind.driver(tmp_path)
+        async with kind.opened(tmp_path) as other, create_storage(driver) as storage:
+            await storage.set_item("key", "old")
+            await other.set_item("x", 1)
+            beside(kind, monkeypatch, "INSERT", lambda: other.remove_item("key"))
+            begun = beside(kind, monkeypatch, "FOR UPDATE", lambda: other.add_item("key", "theirs"))
+            mine, _ = await driver.write_many([([("key", b'"mine"', None)], {"key": None}), ([("x", b"1", None)], None)])
+            [theirs] = begun
+            assert [mine == [False], await theirs].count(True) == 1
+            assert await storage.get_item("key") == ("theirs" if await theirs else "mine")
+
+    main()
+
+
+@each_server
+def test_T2_metadata_goes_with_a_removal_that_a_later_write_of_the_crowd_follows(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = kind.driver(tmp_path)
+        async with create_storage(driver) as storage:
+            for condition in ({"key": None}, {"x": None}):
+                await storage.set_item("key", 0)
+                await storage.set_meta("key", {"owner": "ann"})
+                batches: list[Batch] = [([("key", None, None)], None), ([("key", b"1", None)], condition)]
+                assert await driver.write_many(batches) == [[True], [False]]
+                meta = await storage.get_meta("key")
+                assert meta is not None
+                assert meta.custom == {}
+                assert await storage.get_item("key") == 1
+
+    main()
+
+
+# The server's clock
+
+
+@each_server
+def test_T1_a_server_whose_clock_was_set_right_is_asked_before_a_sweep(kind: Kind, tmp_path: Path) -> None:
+    """Or it would remove what is alive, of everyone."""
+
+    @in_loop
+    async def main() -> None:
+        driver = kind.driver(tmp_path)
+        async with kind.opened(tmp_path) as other, create_storage(driver) as storage:
+            await storage.get_item("key")
+            await other.set_item("key", 1, ttl=600)
+            right = driver._time()
+            driver._time.set(right + 3_600_000)
+            due = await driver.sweep()
+            assert await other.get_item("key") == 1
+            assert due is not None
+            assert due > right
+            assert abs(driver.clock() - right) < 60_000
+
+    main()
+
+
+@each_server
+def test_T1_each_new_connection_tells_the_time(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = kind.driver(tmp_path)
+        async with create_storage(driver) as storage:
+            await storage.set_item("key", 1, ttl=600)
+            right = driver._time()
+            driver._time.set(right + 3_600_000)
+            driver._pool._drop()
+            assert await storage.has_item("other") is False
+            assert await storage.get_item("key") == 1
+            assert abs(driver.clock() - right) < 60_000
+
+    main()
+
+
+def test_T1_an_hour_that_comes_twice_where_the_server_stands_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When summer time ends. A clock that is an hour ahead would remove what is alive."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+
+    @in_loop
+    async def main() -> None:
+        kind = KINDS[1]
+        server, port = await asyncio.to_thread(kind.start)
+        driver = MysqlDriver(kind.private(port))
+        async with create_storage(driver) as storage:
+            await storage.get_item("key")
+
+            async def told_at(at: int, connection: Connection) -> int:
+                await connection.fetch(f"SET timestamp = {at}")
+                [[told]] = await connection.fetch(driver._server.sql.time)
+                return int(told)
+
+            first, second = 1_792_886_400 + 1_800, 1_792_890_000 + 1_800
+            assert await driver._pool.ask(partial(told_at, first)) == first * 1000
+            assert await driver._pool.ask(partial(told_at, second)) == second * 1000
+        await asyncio.to_thread(server.stop)
+
+    main()
+
+
+def test_T1_a_slow_answer_does_not_set_a_clock_back() -> None:
+    clock = Clock()
+    clock.set(1_000_000)
+    clock.set(1_000_000 - 400, took=500)  # it may have been told half a second ago
+    assert 1_000_000 <= clock() < 1_000_400
+    clock.set(2_000_000, took=500)
+    assert clock() >= 2_000_000
+    clock.set(1_000_000, took=500)
+    assert clock() < 1_010_000
 
 
 # Faults
@@ -456,6 +662,43 @@ def test_more_than_a_packet_in_one_call_is_all_or_nothing(kind: Kind, tmp_path: 
             assert await storage.get_items(values) == values
 
     main()
+
+
+@each_server
+def test_L2_no_statement_carries_much_more_than_a_piece(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More would be packed in one go, which holds the event loop: 30 MB for 50 ms."""
+    most = 0
+
+    async def then(sql: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal most
+        most = max(most, len(sql) + sum(map(_bytes_of, arguments)))
+
+    @in_loop
+    async def main() -> None:
+        driver = kind.driver(tmp_path)
+        async with create_storage(driver) as storage:
+            await storage.get_item("key")
+            told(kind, monkeypatch, then)
+            values = {f"key:{number:02}": bytes([number]) * 200_000 for number in range(30)}
+            added: list[Batch] = [([(key, data, None)], {key: None}) for key, data in values.items()]
+            assert await driver.write_many(added[:15]) == [[False]] * 15
+            assert await driver.write_many(added) == [None] * 15 + [[False]] * 15
+            assert await driver.write([(key, data, None) for key, data in values.items()]) == [True] * 30
+            assert (
+                await driver.write_many([([(key, data, None)], {key: data}) for key, data in values.items()]) == [[True]] * 30
+            )
+            assert await driver.read([*values]) == [*values.values()]
+
+    main()
+    assert 0 < most < 3 * PIECE
+
+
+def _bytes_of(argument: Any) -> int:
+    return (
+        sum(map(_bytes_of, argument))
+        if isinstance(argument, list | tuple)
+        else len(argument if isinstance(argument, bytes) else str(argument))
+    )
 
 
 # Options

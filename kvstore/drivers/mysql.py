@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvstore.drivers._sql.connection import Connection, transaction
@@ -21,7 +21,6 @@ _LOST = (1053, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031)
 _NAMES = ("new_key", "new_value", "new_expires_at", "new_mtime", "new_revision")
 _STATEMENTS = 128
 """That one connection keeps prepared: a server keeps 16,382 by default."""
-_ROW_BYTES = 64
 _PACKET_BYTES = 4096
 
 
@@ -33,10 +32,10 @@ class _Mysql(Server):
     here = "DATABASE()"
     among = "IN $1"
     digest = 'UNHEX(SHA2("value", 256))'
+    time = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)"
 
     def __init__(self, schema: str | None, table: str) -> None:
         super().__init__(schema, table)
-        self._piece = PIECE
         self._insert = f'INSERT INTO {self.qualified} ("key", "value", "expires_at", "mtime", "revision") VALUES '
         self._on_duplicate = self._tell = self._put_one = ""
         low_to_high = f'WHERE "key" >= $1 AND "key" < $2 AND {live("$3")} ORDER BY "key" LIMIT {STEP}'
@@ -70,17 +69,19 @@ class _Mysql(Server):
         await connection.fetch("SET NAMES binary")
         modes = "STRICT_ALL_TABLES,ANSI_QUOTES,NO_ENGINE_SUBSTITUTION"
         waits = max(1, int(patience * 0.9))
-        await connection.fetch(f"SET SESSION sql_mode = '{modes}', SESSION innodb_lock_wait_timeout = {waits}, sql_notes = 0")
+        # In UTC no hour comes twice: UNIX_TIMESTAMP reads a local time.
+        settings = f"sql_mode = '{modes}', innodb_lock_wait_timeout = {waits}, sql_notes = 0, time_zone = '+00:00'"
+        await connection.fetch(f"SET SESSION {settings}")
         await connection.fetch("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
-    async def look_at(self, connection: Connection) -> int:
+    async def look_at(self, connection: Connection) -> None:
         [(version, packet)] = await connection.fetch("SELECT VERSION(), @@max_allowed_packet")
         is_mariadb = b"MariaDB" in _bytes(version)
         number = tuple(map(int, re.findall(rb"\d+", _bytes(version))[:3]))
         if number < ((10, 4) if is_mariadb else (8, 0, 19)):
             raise BackendError("MySQL 8.0.19, MariaDB 10.4 or newer is needed")
         self.largest = min(10**9, int(packet) - _PACKET_BYTES)
-        self._piece = min(PIECE, int(packet) // 4)
+        self.piece = min(PIECE, int(packet) // 4)
         # MariaDB does not know an alias for the new row, and MySQL warns of all else.
         alias = "" if is_mariadb else f" AS new ({', '.join(_NAMES)})"
         new = {name[4:]: f'VALUES("{name[4:]}")' if is_mariadb else name for name in _NAMES[1:]}
@@ -93,8 +94,6 @@ class _Mysql(Server):
         # MySQL can't tell what an upsert of several rows found, and has to be asked before.
         self._tell = ' RETURNING "key", "revision" & 1' if is_mariadb and number >= (10, 5) else ""
         self._put_one = f"{self._insert}($1, $2, $3, $4, $5){self._on_duplicate.replace('$NOW', '$6')}"
-        [(at,)] = await connection.fetch("SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)")
-        return int(at)
 
     async def create(self, connection: Connection) -> None:
         await connection.fetch(
@@ -111,7 +110,7 @@ class _Mysql(Server):
         )
 
     async def apply(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
-        is_one_statement = not removes and sum(map(self._size, rows)) <= self._piece
+        is_one_statement = not removes and self.is_one_share(rows)
         is_one_row = is_one_statement and len(rows) == 1
         if is_one_statement and self._tell:
             if is_one_row:
@@ -123,16 +122,10 @@ class _Mysql(Server):
             return {rows[0].key} if await connection.change(self._put_one, *self._values(rows[0]), now) == 2 else set()
         if len(removes) == 1 and not rows:
             return set(removes) if await connection.change(self.sql.remove_one, self.key_out(removes[0]), now) else set()
-        names = self.keys_out([*(row.key for row in rows), *removes])
-        if is_one_statement:
-            found = await connection.fetch(self.sql.there, names, now)
-            await connection.change(self._upsert(rows, now))
-        else:
-            async with transaction(connection):
-                found = await connection.fetch(f'{self.sql.there} ORDER BY "key" FOR UPDATE', names, now)
-                if removes:
-                    await connection.change(self.sql.remove, self.keys_out(removes))
-                await self.put(connection, rows, now)
+        if not is_one_statement:
+            return await self.apply_in_steps(connection, rows, removes, now)
+        found = await connection.fetch(self.sql.there, self.keys_out([row.key for row in rows]), now)
+        await connection.change(self._upsert(rows, now))
         return {self.key_in(name) for (name,) in found}
 
     async def add(self, connection: Connection, rows: Sequence[Row], now: int) -> set[str]:
@@ -156,12 +149,8 @@ class _Mysql(Server):
             await self.put(connection, [row for row in rows if row.key in absent], now)
         return absent
 
-    async def put(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
-        for share in self._shares([row for row in rows if self._is_small(row)]):
-            await connection.change(self._upsert(share, now))
-        for row in rows:
-            if not self._is_small(row):
-                await self._put_in_pieces(connection, row, now)
+    async def put_share(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
+        await connection.change(self._upsert(rows, now))
 
     def _upsert(self, rows: Sequence[Row], now: int) -> str:
         """With its values as literals in hexadecimal, which are made four times as fast as asyncmy's."""
@@ -173,9 +162,9 @@ class _Mysql(Server):
         )
         return f"{self._insert}{values}{self._on_duplicate.replace('$NOW', str(now))}"
 
-    async def _put_in_pieces(self, connection: Connection, row: Row, now: int) -> None:
-        """By variables of the session: one packet of 30 MB would hold the event loop."""
-        pieces = {f"@kvstore_{at}": row.data[at : at + self._piece] for at in range(0, len(row.data), self._piece)}
+    async def put_large(self, connection: Connection, row: Row, now: int) -> None:
+        """By variables of the session."""
+        pieces = {f"@kvstore_{at}": row.data[at : at + self.piece] for at in range(0, len(row.data), self.piece)}
         for name, piece in pieces.items():
             await connection.fetch(f"SET {name} = $1", piece)
         sql = f"{self._insert}($1, CONCAT({', '.join(pieces)}), $2, $3, $4){self._on_duplicate.replace('$NOW', '$5')}"
@@ -185,28 +174,9 @@ class _Mysql(Server):
     def _values(self, row: Row) -> tuple[Any, ...]:
         return (self.key_out(row.key), *row[1:])
 
-    def _is_small(self, row: Row) -> bool:
-        return len(row.data) <= self._piece
-
-    def _size(self, row: Row) -> int:
-        return len(row.data) + len(row.key) + _ROW_BYTES
-
-    def _shares(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """What fits into one statement, each."""
-        share: list[Row] = []
-        size = 0
-        for row in rows:
-            size += self._size(row)
-            if share and size > self._piece:
-                yield share
-                share, size = [], self._size(row)
-            share.append(row)
-        if share:
-            yield share
-
     async def hold(self, connection: Connection, keys: Sequence[str]) -> None:
-        marks = ",".join(f"(${number}, '', 0, 0, 0)" for number in range(1, len(keys) + 1))
-        await connection.change(f'{self._insert}{marks} ON DUPLICATE KEY UPDATE "mtime" = "mtime"', *self.keys_out(keys))
+        values = ",".join([f"(X'{key.encode().hex()}','',0,0,0)" for key in keys])
+        await connection.change(f'{self._insert}{values} ON DUPLICATE KEY UPDATE "mtime" = "mtime"')
 
     async def sweep_some(self, connection: Connection, now: int) -> int:
         return await connection.change(self._sweep, now)

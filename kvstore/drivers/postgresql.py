@@ -27,6 +27,7 @@ class _Postgresql(Server):
     here = "current_schema()"
     among = "= ANY($1::text[])"
     digest = 'sha256("value")'
+    time = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
     def __init__(self, schema: str | None, table: str) -> None:
         super().__init__(schema, table)
@@ -49,7 +50,9 @@ class _Postgresql(Server):
             {there} UNION ALL SELECT "key" FROM gone WHERE lived"""
         self._add = f"""{insert} SELECT * FROM {rows}
             ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = NULL WHERE NOT {lives} RETURNING "key" """
-        self._hold = f"""{insert} SELECT k, '', 0, 0, 0 FROM unnest($1::text[]) AS keys (k) ON CONFLICT DO NOTHING"""
+        # An update that changes nothing locks all the same, where `DO NOTHING` would not.
+        self._hold = f"""{insert} SELECT k, '', 0, 0, 0 FROM unnest($1::text[]) AS keys (k)
+            ON CONFLICT ("key") DO UPDATE SET "mtime" = 0 WHERE false"""
         self._put_large = f"{insert} VALUES ($1, lo_get($2::bigint::oid), $3, $4, $5) {overwrite}"
         expired = f'SELECT "key" FROM {self.qualified} WHERE "expires_at" <= $1 LIMIT {STEP} FOR UPDATE SKIP LOCKED'
         self._sweep = f'DELETE FROM {self.qualified} WHERE "key" IN ({expired})'
@@ -81,7 +84,7 @@ class _Postgresql(Server):
         # A little before the caller's patience ends, so that it learns that nothing was written.
         await connection.fetch(f"SELECT {settings}", f"{max(1, int(patience * 900))}ms")
 
-    async def look_at(self, connection: Connection) -> int:
+    async def look_at(self, connection: Connection) -> None:
         [(encoding, version)] = await connection.fetch(
             "SELECT current_setting('server_encoding'), current_setting('server_version_num')::int"
         )
@@ -89,8 +92,6 @@ class _Postgresql(Server):
             raise BackendError(f"the database's encoding is {encoding}, which can't hold every key; it has to be UTF8")
         if version < _OLDEST:
             raise BackendError("PostgreSQL 11 or newer is needed")
-        [(at,)] = await connection.fetch("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
-        return int(at)
 
     async def create(self, connection: Connection) -> None:
         async with transaction(connection):
@@ -115,14 +116,8 @@ class _Postgresql(Server):
             await connection.fetch(f'{index} WHERE "expires_at" IS NOT NULL')
 
     async def apply(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
-        if any(len(row.data) > PIECE for row in rows):
-            async with transaction(connection):
-                names = [*(row.key for row in rows), *removes]
-                found = {name for (name,) in await connection.fetch(f"{self.sql.there} FOR UPDATE", names, now)}
-                if removes:
-                    await connection.fetch(self.sql.remove, removes)
-                await self.put(connection, rows, now)
-            return found
+        if not self.is_one_share(rows):
+            return await self.apply_in_steps(connection, rows, removes, now)
         if not rows:
             gone = await connection.fetch(self._remove_and_tell, removes, now)
             return {key for key, lived in gone if lived}
@@ -132,17 +127,19 @@ class _Postgresql(Server):
         return {key for (key,) in await connection.fetch(self._both, *_columns(rows), now, removes)}
 
     async def add(self, connection: Connection, rows: Sequence[Row], now: int) -> set[str]:
+        if self.is_one_share(rows):
+            return await self._add_share(connection, rows, now)
+        async with transaction(connection):
+            return set().union(*[await self._add_share(connection, share, now) for share in self.shares(rows)])
+
+    async def _add_share(self, connection: Connection, rows: Sequence[Row], now: int) -> set[str]:
         return {key for (key,) in await connection.fetch(self._add, *_columns(rows), now)}
 
-    async def put(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
-        if small := [row for row in rows if len(row.data) <= PIECE]:
-            await connection.fetch(self._put, *_columns(small), now)
-        for row in rows:
-            if len(row.data) > PIECE:
-                await self._put_in_pieces(connection, row, now)
+    async def put_share(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
+        await connection.fetch(self._put, *_columns(rows), now)
 
-    async def _put_in_pieces(self, connection: Connection, row: Row, now: int) -> None:
-        """By a large object that does not outlive the transaction: sent as one, 30 MB would hold the event loop."""
+    async def put_large(self, connection: Connection, row: Row, now: int) -> None:
+        """By a large object that does not outlive the transaction."""
         key, data, *rest = row
         [(part,)] = await connection.fetch("SELECT lo_from_bytea(0, $1)::bigint", data[:PIECE])
         for at in range(PIECE, len(data), PIECE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
@@ -147,6 +148,20 @@ class Conditions(Contract):
             swapped = await asyncio.gather(*(writers[task % 2].compare_and_set(key, winner, [task]) for task in range(20)))
             assert sum(swapped) == 1
             assert await store.storage.get_item(key) == [swapped.index(True)]
+
+    @in_loop
+    @promised("conditional")
+    async def test_each_of_a_crowd_of_adds_is_told_its_own_answer(self, store: Store) -> None:
+        """A2: whatever the order of their keys is, and whichever of these are there."""
+        storage, chance = store.storage, random.Random(13)
+        for _ in range(store.times(10)):
+            keys = chance.sample([f"key:{number:02}" for number in range(20)], 20)
+            await storage.clear()
+            await storage.set_items(dict.fromkeys(keys[::3], "old"))
+            busy = [storage.set_item(f"busy:{number}", number) for number in range(2)]
+            added = await asyncio.gather(*busy, *(storage.add_item(key, "new") for key in keys))
+            assert added[2:] == [bool(place % 3) for place in range(20)]
+            assert await storage.get_items(keys) == {key: "new" if place % 3 else "old" for place, key in enumerate(keys)}
 
     @in_loop
     @promised("atomic")

@@ -77,9 +77,9 @@ class SqlDriver(Driver):
         self._address = f"{parts.scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if url else "an engine"
         self._server = self.server(schema, table)
         self._sql = self._server.sql
-        self._pool = Pool(self._server, url, engine, connections, connect_timeout, timeout)
-        self._open = Lifetime()
         self._time = self.clock = Clock()
+        self._pool = Pool(self._server, self._time, url, engine, connections, connect_timeout, timeout)
+        self._open = Lifetime()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._address!r}, table={self._server.qualified!r})"
@@ -101,7 +101,7 @@ class SqlDriver(Driver):
         await self._pool.ask(self._prepare)
 
     async def _prepare(self, connection: Connection) -> None:
-        self._time.set(await self._server.look_at(connection))
+        await self._server.look_at(connection)
         if not await self._server.is_made(connection):
             await self._server.create(connection)
 
@@ -203,7 +203,7 @@ class SqlDriver(Driver):
         """Many tasks that each add one key: one statement."""
         rows, _ = self._rows([write for [write], _ in batches])
         added = await self._pool.ask(lambda connection: self._server.add(connection, rows, self.clock()), writes=True)
-        return [[False] if row.key in added else None for row in rows]
+        return [[False] if write[0] in added else None for [write], _ in batches]
 
     async def _swap(self, connection: Connection, write: Write, wanted: bytes | None) -> list[bool] | None:
         """One key, if it holds `wanted`: one statement."""
@@ -233,6 +233,7 @@ class SqlDriver(Driver):
         absent = sorted({key for conditions in wanted for key, data in conditions.items() if data is None})
         results: list[list[bool] | None] = []
         final: dict[str, Write] = {}
+        removed: set[str] = set()
         async with transaction(connection):
             if absent:
                 await server.hold(connection, absent)
@@ -240,6 +241,7 @@ class SqlDriver(Driver):
             # What each key holds, as its digest, or as the value that an earlier one of the batches gave it.
             found: dict[str, bytes | _New] = {server.key_in(name): digest for name, lives, digest in locked if lives}
             held = {key for key in absent if key not in found}
+            there = {server.key_in(name) for name, _, _ in locked}
             for (writes, _), conditions in zip(batches, wanted, strict=True):
                 if all(_holds(found.get(key), data) for key, data in conditions.items()):
                     results.append([write[0] in found for write in writes])
@@ -247,12 +249,14 @@ class SqlDriver(Driver):
                         final[write[0]] = write
                         if write[1] is None:
                             found.pop(write[0], None)
+                            removed.add(write[0])
                         else:
                             found[write[0]] = _New(write[1])
                 else:
                     results.append(None)
-            rows, removes = self._rows([final[key] for key in sorted(final)])
-            if gone := sorted(held.union(removes).difference(row.key for row in rows)):
+            rows, _ = self._rows(final.values())
+            # Also what is set again, for its metadata; but nothing that is not locked, which another program added meanwhile.
+            if gone := sorted((removed | held.difference(final)) & there):
                 await connection.change(self._sql.remove, server.keys_out(gone))
             if rows:
                 await server.put(connection, rows, now)
@@ -280,9 +284,15 @@ class SqlDriver(Driver):
                 return total
 
     async def sweep(self) -> int | None:
+        at = await self._next_expiry()  # which sets the clock, before anything is removed by it
+        if at is None or at > self.clock():
+            return at
         while await self._pool.ask(lambda connection: self._server.sweep_some(connection, self.clock()), writes=True) == STEP:
             pass
-        [(at,)] = await self._pool.ask(lambda connection: connection.fetch(self._sql.next_expiry))
+        return await self._next_expiry()
+
+    async def _next_expiry(self) -> int | None:
+        [at] = await self._pool.ask(lambda connection: self._pool.told_time(connection, self._sql.next_expiry))
         return None if at is None else int(at)
 
     def _rows(self, writes: Iterable[Write]) -> tuple[list[Row], list[str]]:

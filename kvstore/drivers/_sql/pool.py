@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kvstore.clock import Clock
 from kvstore.drivers._sql.connection import Connection, connected
 from kvstore.drivers._sql.server import Fault, Server
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, KVStoreError, MissingDependencyError
@@ -25,12 +26,20 @@ Work = Callable[[Connection], Awaitable[T]]
 
 
 class Pool:
-    """Runs what is to be done on a connection of `engine`, which it makes for `url` if there is none."""
+    """Runs what is to be done on a connection of `engine`, which it makes for `url` if there is none. Sets `clock`."""
 
     def __init__(
-        self, server: Server, url: str | None, engine: Any, connections: int, connect_timeout: float, timeout: float
+        self,
+        server: Server,
+        clock: Clock,
+        url: str | None,
+        engine: Any,
+        connections: int,
+        connect_timeout: float,
+        timeout: float,
     ) -> None:
         self._server = server
+        self._clock = clock
         self._url = url
         self._given = engine
         self._engine: AsyncEngine | None = None
@@ -88,6 +97,13 @@ class Pool:
             raise
         self._idle.append(connection)
 
+    async def told_time(self, connection: Connection, sql: str) -> Sequence[Any]:
+        """Sets the clock by a statement that tells the server's time before all else. Returns that."""
+        began = time.monotonic()
+        [(now, *rest)] = await connection.fetch(sql)
+        self._clock.set(int(now), took=int((time.monotonic() - began) * 1000) + 1)
+        return rest
+
     def _take(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
@@ -108,6 +124,7 @@ class Pool:
                 connection = await connected(self._engine)
                 try:
                     await self._server.begin(connection, self._timeout)
+                    await self.told_time(connection, self._server.sql.time)
                 except BaseException:
                     connection.abort()
                     raise

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from kvstore.drivers._sql.connection import Connection
-from kvstore.drivers._sql.statements import Statements
+from kvstore.drivers._sql.connection import Connection, transaction
+from kvstore.drivers._sql.statements import PIECE, Statements
 from kvstore.errors import BackendError, KVStoreError
 
 VERSIONS = "kvstore_schema"
@@ -15,6 +15,7 @@ VERSIONS = "kvstore_schema"
 SCHEMA_VERSION = 1
 STEP = 5000
 """Rows that a sweep or a clear removes at once."""
+_ROW_BYTES = 64
 
 
 class Row(NamedTuple):
@@ -54,15 +55,19 @@ class Server(ABC):
     among: ClassVar[str]
     digest: ClassVar[str]
     """Of a value: SHA-256."""
+    time: ClassVar[str]
+    """The server's own, in milliseconds since 1970."""
     largest = 10**9
     """Bytes that a value may have."""
+    piece = PIECE
+    """Bytes that one statement carries."""
 
     def __init__(self, schema: str | None, table: str) -> None:
         self.schema = f"'{schema}'" if schema else self.here
         self.table = table
         place = f'"{schema}".' if schema else ""
         self.qualified, self.versions = f'{place}"{table}"', f'{place}"{VERSIONS}"'
-        self.sql = Statements(self.qualified, self.among, self.digest)
+        self.sql = Statements(self.qualified, self.among, self.digest, self.time)
 
     def key_out(self, key: str) -> Any:
         """A key as the server is given it."""
@@ -84,8 +89,8 @@ class Server(ABC):
         """Makes the settings of a new connection. A lock is waited for at most `patience` seconds."""
 
     @abstractmethod
-    async def look_at(self, connection: Connection) -> int:
-        """Raises `BackendError` where the server can't be used. Returns its time, in milliseconds since 1970."""
+    async def look_at(self, connection: Connection) -> None:
+        """Raises `BackendError` where the server can't be used."""
 
     @abstractmethod
     async def create(self, connection: Connection) -> None:
@@ -99,13 +104,52 @@ class Server(ABC):
     async def add(self, connection: Connection, rows: Sequence[Row], now: int) -> set[str]:
         """Stores each of small `rows` whose key is absent. Returns which."""
 
-    @abstractmethod
+    async def apply_in_steps(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
+        """`apply` in a transaction of several statements."""
+        names = self.keys_out([*(row.key for row in rows), *removes])
+        async with transaction(connection):
+            found = {self.key_in(name) for (name,) in await connection.fetch(self.sql.there_locked, names, now)}
+            # What another program adds meanwhile was not found, and is not locked: it stays.
+            if gone := sorted(found.intersection(removes)):
+                await connection.change(self.sql.remove, self.keys_out(gone))
+            await self.put(connection, rows, now)
+        return found
+
     async def put(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
         """Stores, in a transaction."""
+        for share in self.shares([row for row in rows if len(row.data) <= self.piece]):
+            await self.put_share(connection, share, now)
+        for row in rows:
+            if len(row.data) > self.piece:
+                await self.put_large(connection, row, now)
+
+    @abstractmethod
+    async def put_share(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
+        """Stores what one statement carries."""
+
+    @abstractmethod
+    async def put_large(self, connection: Connection, row: Row, now: int) -> None:
+        """Stores one value that is sent in pieces, in a transaction: 30 MB in one would hold the event loop."""
+
+    def shares(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        """Small `rows`, in parts that one statement carries each."""
+        share: list[Row] = []
+        size = 0
+        for row in rows:
+            size += _size(row)
+            if share and size > self.piece:
+                yield share
+                share, size = [], _size(row)
+            share.append(row)
+        if share:
+            yield share
+
+    def is_one_share(self, rows: Sequence[Row]) -> bool:
+        return sum(map(_size, rows)) <= self.piece
 
     @abstractmethod
     async def hold(self, connection: Connection, keys: Sequence[str]) -> None:
-        """Makes expired rows for absent keys, in a transaction, so that there is something to lock."""
+        """Makes expired rows for absent keys, and locks those of the others, in a transaction."""
 
     @abstractmethod
     async def sweep_some(self, connection: Connection, now: int) -> int:
@@ -136,3 +180,7 @@ class Server(ABC):
         if version is None and self.table in found:
             raise BackendError(f"there is a table {self.table!r} that is another program's; choose another `table`")
         return self.table in found
+
+
+def _size(row: Row) -> int:
+    return len(row.data) + len(row.key) + _ROW_BYTES

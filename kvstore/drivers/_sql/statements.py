@@ -13,15 +13,16 @@ def live(now: str, table: str = "") -> str:
 
 
 class Statements:
-    """For one table. `among` says that a column is one of the keys in the first argument."""
+    """For one table. `among` says that a column is one of the keys in the first argument, `time` tells the server's."""
 
-    def __init__(self, table: str, among: str, digest: str) -> None:
+    def __init__(self, table: str, among: str, digest: str, time: str) -> None:
         small = f'CASE WHEN octet_length("value") <= {PIECE} THEN "value" END'
         asked = f'FROM {table} WHERE "key" {among} AND {live("$2")}'
         one = f'WHERE "key" = $1 AND {live("$2")}'
         self.read = f"SELECT {small} FROM {table} {one}"
         self.read_many = f'SELECT "key", {small} {asked}'
         self.there = f'SELECT "key" {asked}'
+        self.there_locked = f'{self.there} ORDER BY "key" FOR UPDATE'
         self.stat = f'SELECT "key", octet_length("value"), "revision", "mtime", "expires_at", "custom" {asked}'
         self.piece = f'SELECT "revision", substring("value" FROM $3 FOR $4) FROM {table} {one}'
         among_them = f'FROM {table} WHERE "key" {{low}} $1 AND "key" < $2 AND {live("$3")}'
@@ -35,4 +36,5 @@ class Statements:
         new = '"value" = $4, "expires_at" = $5, "mtime" = $6, "revision" = $7'
         self.compare = f'UPDATE {table} SET {new} {one} AND "value" = $3'
         self.compare_remove = f'DELETE FROM {table} {one} AND "value" = $3'
-        self.next_expiry = f'SELECT min("expires_at") FROM {table} WHERE "expires_at" IS NOT NULL'
+        self.time = f"SELECT {time}"
+        self.next_expiry = f'SELECT {time}, min("expires_at") FROM {table} WHERE "expires_at" IS NOT NULL'
