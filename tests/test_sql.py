@@ -8,6 +8,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from servers.process import Server, certificate
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from kvstore import (
+    MISSING,
     BackendError,
     BackendTimeout,
     BackendUnavailable,
@@ -34,8 +36,9 @@ from kvstore import (
 )
 from kvstore.clock import Clock
 from kvstore.driver import Batch
-from kvstore.drivers._sql.connection import AsyncmyConnection, AsyncpgConnection, Connection
+from kvstore.drivers._sql.connection import AsyncmyConnection, AsyncpgConnection, Connection, _places
 from kvstore.drivers._sql.driver import SqlDriver
+from kvstore.drivers._sql.limits import Limit, Limits
 from kvstore.drivers._sql.statements import PIECE
 from kvstore.drivers.mysql import MysqlDriver
 from kvstore.drivers.postgresql import PostgresqlDriver
@@ -558,6 +561,56 @@ def test_a_row_that_another_program_locks_is_a_timeout_and_nothing_is_written_la
 
 
 @each_server
+def test_a_transaction_that_could_not_be_ended_keeps_no_locks(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = kind.driver(tmp_path)
+        async with kind.opened(tmp_path, timeout=2) as other, create_storage(driver) as storage:
+            await storage.set_items({"a": 1, "b": 1})
+            await other.get_item("a")
+
+            async def then(sql: str, arguments: tuple[Any, ...]) -> None:
+                if sql == "ROLLBACK" or sql.startswith("INSERT"):
+                    raise ZeroDivisionError if sql == "ROLLBACK" else BackendError("no")
+
+            with monkeypatch.context() as patch:
+                told(kind, patch, then, before=True)
+                with pytest.raises(BackendError, match="no"):
+                    await storage.commit({"a": 2, "b": 2}, expect={"a": 1})
+            await other.set_items({"a": 3, "b": 3})
+            assert await storage.get_items(["a", "b"]) == {"a": 3, "b": 3}
+
+    main()
+
+
+@each_server
+def test_a_write_that_conflicts_again_and_again_ends_in_time(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @in_loop
+    async def main() -> None:
+        async with kind.opened(tmp_path, timeout=0.5) as storage:
+            await storage.get_item("a")
+
+            async def then(sql: str, arguments: tuple[Any, ...]) -> None:
+                if sql == "COMMIT":
+                    await asyncio.sleep(0.2)
+                    raise conflict
+
+            conflict = Exception(1213, "deadlock")
+            conflict.sqlstate = "40P01"  # type: ignore[attr-defined]
+            told(kind, monkeypatch, then, before=True)
+            began = time.monotonic()
+            with pytest.raises(BackendTimeout):
+                await storage.commit({"a": 2, "b": 2}, expect={"a": MISSING})
+            assert time.monotonic() - began < 1
+
+    main()
+
+
+@each_server
 def test_deadlocks_are_tried_again(kind: Kind, tmp_path: Path) -> None:
     @in_loop
     async def main() -> None:
@@ -701,6 +754,21 @@ def _bytes_of(argument: Any) -> int:
     )
 
 
+def test_statements_without_arguments_are_not_kept(tmp_path: Path) -> None:
+    """They hold their values: a thousand of them would be a gigabyte."""
+
+    @in_loop
+    async def main() -> None:
+        async with KINDS[1].opened(tmp_path) as storage:
+            await storage.get_item("key")
+            before = _places.cache_info().currsize
+            for number in range(5):
+                await storage.set_items({"a": number, "b": number})
+            assert _places.cache_info().currsize == before
+
+    main()
+
+
 # Options
 
 
@@ -833,5 +901,74 @@ def test_a_server_that_returns_no_rows_of_an_upsert_is_asked_what_was_there(tmp_
                 assert await driver.write([("one", b"1", None)]) == [found]
                 assert await driver.write([("a", b"1", None), ("first", b"2", None), ("b", b"3", None)]) == [found, True, found]
             assert await storage.get_items(["one", "a", "first", "b"]) == {"one": 1, "a": 1, "first": 2, "b": 3}
+
+    main()
+
+
+# How long a call may take
+
+
+def test_each_call_ends_when_its_own_time_is_over() -> None:
+    @in_loop
+    async def main() -> None:
+        limits, ended = Limits(0.1), []
+
+        async def call(number: int, seconds: float) -> None:
+            began = time.monotonic()
+            try:
+                with Limit(limits):
+                    await asyncio.sleep(seconds)
+            except TimeoutError:
+                ended.append((number, round(time.monotonic() - began, 1)))
+
+        async with asyncio.TaskGroup() as calls:
+            for number, seconds in enumerate((9, 0.02, 9, 9, 0.02, 9)):
+                calls.create_task(call(number, seconds))
+                await asyncio.sleep(0.04)
+        assert ended == [(0, 0.1), (2, 0.1), (3, 0.1), (5, 0.1)]
+        with Limit(limits):
+            await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError), Limit(limits):
+            await asyncio.sleep(9)
+        assert not limits.under_way
+
+    main()
+
+
+@pytest.mark.parametrize("when", [0.02, 0.1])
+def test_a_call_that_others_cancel_is_cancelled_even_when_its_time_is_over(when: float) -> None:
+    @in_loop
+    async def main() -> None:
+        limits = Limits(when)
+
+        async def call() -> None:
+            with Limit(limits):
+                try:
+                    await asyncio.sleep(9)
+                finally:
+                    task.cancel()
+
+        task = asyncio.create_task(call())
+        asyncio.get_running_loop().call_later(0.05, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    main()
+
+
+def test_a_time_that_is_over_further_out_is_told_there() -> None:
+    async def call() -> None:
+        with Limit(Limits(9)):
+            await asyncio.sleep(9)
+
+    @in_loop
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await call()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
 
     main()

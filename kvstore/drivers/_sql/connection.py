@@ -97,6 +97,10 @@ class AsyncmyConnection(Connection):
 class AnyConnection(Connection):
     """By any other client that SQLAlchemy knows."""
 
+    @property
+    def is_open(self) -> bool:
+        return not (self._made.closed or self._made.invalidated)
+
     def abort(self) -> None:
         with suppress(RuntimeError):  # no event loop runs
             task = asyncio.get_running_loop().create_task(self.aclose())
@@ -134,19 +138,25 @@ async def transaction(connection: Connection) -> AsyncIterator[None]:
     try:
         yield
     except Exception:
-        with suppress(Exception):  # the first error tells more
+        try:
             await connection.fetch("ROLLBACK")
+        except Exception:  # the first error tells more
+            connection.abort()
         raise
     await connection.fetch("COMMIT")
 
 
 def _positional(sql: str, arguments: Sequence[Any]) -> tuple[str, tuple[Any, ...] | None]:
+    if not arguments:
+        return sql, None
     text, places = _places(sql, ())
-    return text, tuple([arguments[place] for place in places]) or None
+    return text, tuple([arguments[place] for place in places])
 
 
 def _flattened(sql: str, arguments: Sequence[Any]) -> tuple[str, list[Any] | None]:
     """The same with an argument for each item of a tuple, filled up to a power of two, for few shapes of statements."""
+    if not arguments:  # it may hold its values, and is not to be kept
+        return sql, None
     sizes = tuple([1 << (len(one) - 1).bit_length() if one.__class__ is tuple else 0 for one in arguments])
     text, places = _places(sql, sizes)
     flat: list[Any] = []
@@ -157,7 +167,7 @@ def _flattened(sql: str, arguments: Sequence[Any]) -> tuple[str, list[Any] | Non
             flat += [argument[-1]] * (sizes[place] - len(argument))
         else:
             flat.append(argument)
-    return text, flat or None
+    return text, flat
 
 
 @lru_cache(1024)

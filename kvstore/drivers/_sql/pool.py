@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvstore.clock import Clock
 from kvstore.drivers._sql.connection import Connection, connected
+from kvstore.drivers._sql.limits import Limit, Limits
 from kvstore.drivers._sql.server import Fault, Server
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, KVStoreError, MissingDependencyError
 
@@ -46,12 +46,14 @@ class Pool:
         self._size = connections
         self._connect_timeout = connect_timeout
         self._timeout = timeout
+        self._limits = Limits(timeout)
         self._room = asyncio.Semaphore(connections)
         self._idle: list[Connection] = []
 
     def open(self) -> None:
         """Once an event loop: nothing of another one is of use, and nothing there can be waited for."""
         self._drop()
+        self._limits = Limits(self._timeout)
         self._room = asyncio.Semaphore(self._size)
         self._engine = self._given if self._given is not None else self._made()
 
@@ -62,40 +64,45 @@ class Pool:
 
     async def ask(self, work: Work[T], *, writes: bool = False) -> T:
         """What `work` finds or does. It may be done more than once."""
-        for tries_left in reversed(range(_TRIES)):
-            began = time.monotonic()
-            try:
-                async with asyncio.timeout(self._timeout), self._room:
-                    connection = self._take() or await self._opened()
-                    with self._lent(connection):
-                        return await work(connection)
-            except TimeoutError as error:
-                seconds = time.monotonic() - began
-                raise BackendTimeout(
-                    f"{self._server.name} did not answer in {seconds:.1f} seconds{_UNKNOWN if writes else ''}"
-                ) from error
-            except KVStoreError:
-                raise
-            except Exception as error:
-                fault = self._fault(error)
-                if not (fault.again and tries_left):
-                    unknown = _UNKNOWN if writes and not fault.usable else ""
-                    raise fault.kind(f"{fault.message}{unknown}") from error
-            await asyncio.sleep(random.uniform(0, 0.02))
+        began = time.monotonic()
+        try:
+            with Limit(self._limits):
+                for tries_left in reversed(range(_TRIES)):
+                    try:
+                        return await self._lent(work)
+                    except KVStoreError:
+                        raise
+                    except Exception as error:
+                        fault = self._fault(error)
+                        if not (fault.again and tries_left):
+                            unknown = _UNKNOWN if writes and not fault.usable else ""
+                            raise fault.kind(f"{fault.message}{unknown}") from error
+                    await asyncio.sleep(random.uniform(0, 0.02))
+        except TimeoutError as error:
+            seconds = time.monotonic() - began
+            raise BackendTimeout(
+                f"{self._server.name} did not answer in {seconds:.1f} seconds{_UNKNOWN if writes else ''}"
+            ) from error
         raise AssertionError("the last try returns or raises")
 
-    @contextmanager
-    def _lent(self, connection: Connection) -> Iterator[None]:
+    async def _lent(self, work: Work[T]) -> T:
         """Keeps the connection if it can be used again."""
+        room = self._room
+        await room.acquire()
         try:
-            yield
-        except BaseException as error:
-            if isinstance(error, KVStoreError) or self._fault(error).usable:
-                self._idle.append(connection)
-            else:
-                connection.abort()
-            raise
-        self._idle.append(connection)
+            connection = self._take() or await self._opened()
+            try:
+                answer = await work(connection)
+            except BaseException as error:
+                if isinstance(error, KVStoreError) or self._fault(error).usable:
+                    self._idle.append(connection)
+                else:
+                    connection.abort()
+                raise
+            self._idle.append(connection)
+            return answer
+        finally:
+            room.release()
 
     async def told_time(self, connection: Connection, sql: str) -> Sequence[Any]:
         """Sets the clock by a statement that tells the server's time before all else. Returns that."""
