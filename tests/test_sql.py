@@ -397,11 +397,11 @@ def test_T1_an_hour_that_comes_twice_where_the_server_stands_is_told_apart(
 def test_T1_a_slow_answer_does_not_set_a_clock_back() -> None:
     clock = Clock()
     clock.set(1_000_000)
-    clock.set(1_000_000 - 400, took=500)  # it may have been told half a second ago
+    clock.set(1_000_000 - 400, within=500)  # it may have been told half a second ago
     assert 1_000_000 <= clock() < 1_000_400
-    clock.set(2_000_000, took=500)
+    clock.set(2_000_000, within=500)
     assert clock() >= 2_000_000
-    clock.set(1_000_000, took=500)
+    clock.set(1_000_000, within=500)
     assert clock() < 1_010_000
 
 

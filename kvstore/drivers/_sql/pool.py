@@ -108,7 +108,7 @@ class Pool:
         """Sets the clock by a statement that tells the server's time before all else. Returns that."""
         began = time.monotonic()
         [(now, *rest)] = await connection.fetch(sql)
-        self._clock.set(int(now), took=int((time.monotonic() - began) * 1000) + 1)
+        self._clock.set(int(now), within=int((time.monotonic() - began) * 1000) + 1)
         return rest
 
     def _take(self) -> Connection | None:
