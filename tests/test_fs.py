@@ -33,8 +33,9 @@ from kvstore import (
     snapshot,
 )
 from kvstore.driver import NotNow
+from kvstore.drivers._footer import Footer, tail
+from kvstore.drivers._fs.files import read_footer
 from kvstore.drivers._fs.folders import Folders
-from kvstore.drivers._fs.footer import Footer, read_footer, tail
 from kvstore.drivers._fs.paths import tree_path
 from kvstore.drivers._fs.walk import _sorted
 from kvstore.drivers.fs import FsDriver

@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 
 from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, PAGE, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
+from kvstore.drivers._footer import MARK, Footer, opened, tail
 from kvstore.drivers._fs.base import Base
-from kvstore.drivers._fs.files import Files, read, told
+from kvstore.drivers._fs.files import Files, read, read_footer, told
 from kvstore.drivers._fs.folders import Folders
-from kvstore.drivers._fs.footer import MARK, Footer, read_footer, split, tail
 from kvstore.drivers._fs.markers import Markers
 from kvstore.drivers._fs.paths import plain_path, tree_path
 from kvstore.drivers._fs.walk import Walk
@@ -125,8 +125,8 @@ class FsDriver(Driver):
         data = folders.read(*self._path(key))
         if self._plain or not isinstance(data, bytes) or not data.endswith(MARK):
             return data
-        value, footer = split(data)
-        return None if footer.expires_at is not None and footer.expires_at <= self.clock() else value
+        size, footer = opened(data)
+        return None if footer.expires_at is not None and footer.expires_at <= self.clock() else data[:-size]
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         return await self._on(self._reading, lambda: [self._read(key, self._folders) for key in keys])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from kvstore.driver import PAGE
-from kvstore.drivers._fsspec.envelope import footer_size, opened
+from kvstore.drivers._footer import footer_size, opened
 from kvstore.drivers._fsspec.names import HASHED, MAX_NAME_BYTES, PRIVATE, TIMES, digest, marked
 from kvstore.drivers._fsspec.objects import Objects
 from kvstore.drivers._fsspec.store import gathered

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from kvstore.driver import PAGE, Stat, Write
-from kvstore.drivers._fsspec.envelope import NONE, Footer, footer_size, opened, sealed
+from kvstore.drivers._footer import NONE, Footer, footer_size, opened, tail
 from kvstore.drivers._fsspec.names import HASHED, PRIVATE, Names, digest, marker
 from kvstore.drivers._fsspec.store import Found, Store, gathered
 from kvstore.errors import CorruptValueError
@@ -172,7 +172,7 @@ class Objects:
             footer = Footer(footer.expires_at, footer.custom, key)
         if footer.expires_at is not None:  # first, so that whatever expires is found by its marker
             await self.store.put(marker(name, footer.expires_at), name.encode())
-        return await self.store.put(name, sealed(data, footer), match=match, sure=sure)
+        return await self.store.put(name, data + tail(data, footer), match=match, sure=sure)
 
     def lock(self, name: str) -> asyncio.Lock:
         """Held while a name is written, so that no sweep removes what was just written where there are no conditions."""
