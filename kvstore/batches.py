@@ -89,7 +89,7 @@ async def _write(driver: Driver, calls: Sequence[Call[Any]]) -> list[Any]:
     plain = [call.writes[0] for call in calls if call.expect is None and len(call.writes) == 1] if driver.merges else []
     if len(plain) == len(calls) == len({key for key, _, _ in plain}):
         return [[was_there] for was_there in await driver.write(plain) or ()]
-    merged = _merged(calls, restarts=driver.capabilities.metadata) if driver.merges else [_alone(call) for call in calls]
+    merged = _merged(calls, restarts=driver.capabilities.metadata, apart=not driver.merges)
     batches = [batch for batch, _ in merged]
     results: Sequence[list[bool] | KVStoreError | None]
     results = [await driver.write(*batches[0])] if len(batches) == 1 else await driver.write_many(batches)
@@ -121,8 +121,11 @@ def _alone(call: Call[Any]) -> tuple[Batch, list[_Part]]:
     return (call.writes, call.expect), [(call, list(range(len(call.writes))))]
 
 
-def _merged(calls: Sequence[Call[Any]], *, restarts: bool) -> list[tuple[Batch, list[_Part]]]:
-    """The calls as batches in their order. `restarts`: what follows a removal of its key is no overwrite, and is not merged."""
+def _merged(calls: Sequence[Call[Any]], *, restarts: bool, apart: bool) -> list[tuple[Batch, list[_Part]]]:
+    """The calls as batches in their order. `restarts`: what follows a removal of its key is no overwrite, and is not merged.
+
+    `apart`: only writes of one and the same key are merged, of which none is done if one fails.
+    """
     merged: list[tuple[Batch, list[_Part]]] = []
     writes: list[Write] = []
     places: dict[str, int] = {}
@@ -132,6 +135,8 @@ def _merged(calls: Sequence[Call[Any]], *, restarts: bool) -> list[tuple[Batch, 
             merged.append(_alone(call))
             is_open = False
             continue
+        if is_open and apart:
+            is_open = len(call.writes) == len(writes) == 1 and call.writes[0][0] in places
         if is_open and restarts:
             is_open = not any(
                 data is not None and key in places and writes[places[key]][1] is None for key, data, _ in call.writes

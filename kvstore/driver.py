@@ -109,8 +109,8 @@ class Driver(ABC):
     lanes: int = 1
     """How many batches of reads, and how many of writes, are given to the driver at once; those of writes share no key."""
     merges: bool = True
-    """Whether the writes of several callers may come as one `write`. Where that may fail with some of them done, they come
-    as batches of `write_many`, each of which has an outcome of its own."""
+    """Whether the writes of several callers may come as one `write`. Where that may fail with some of them done, those of
+    different keys come as batches of `write_many`, each of which has an outcome of its own."""
     cancellable: bool = False
     """Whether a call that writes may be cancelled: whether its write happens is then open, but never after a later call on
     the same key. Where it may not, such a call runs in a task of its own, which takes 15 µs more, and is never cancelled."""

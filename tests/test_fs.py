@@ -13,6 +13,7 @@ import unicodedata
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
+from unittest import mock
 
 import pytest
 from fs_helpers import fill, found, locked, plain, private, tree
@@ -34,7 +35,7 @@ from kvstore import (
 )
 from kvstore.driver import NotNow
 from kvstore.drivers._footer import Footer, tail
-from kvstore.drivers._fs.files import read_footer
+from kvstore.drivers._fs.files import Files, read_footer
 from kvstore.drivers._fs.folders import Folders
 from kvstore.drivers._fs.paths import tree_path
 from kvstore.drivers._fs.walk import _sorted
@@ -1154,3 +1155,14 @@ async def test_V4_an_expiry_that_is_no_time_is_corrupt(path: Path) -> None:
         with pytest.raises(CorruptValueError) as caught:
             await storage.get_meta("key")
         assert (caught.value.key, caught.value.driver) == ("key", "fs")
+
+
+@in_directory
+async def test_a_crowd_that_writes_one_key_writes_its_file_twice(path: Path) -> None:
+    with mock.patch.object(Files, "replace", autospec=True, side_effect=Files.replace) as replace:
+        async with tree(path) as storage:
+            await storage.set_item("key", 0)
+            replace.reset_mock()
+            await asyncio.gather(*(storage.set_item("key", number) for number in range(200)))
+            assert replace.call_count <= 2, "the first goes ahead"
+            assert await storage.get_item("key") == 199
