@@ -6,10 +6,10 @@ import dataclasses
 import enum
 import functools
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
+from itertools import chain
 from typing import Any, Final, Literal, cast, get_origin
 
 import msgspec
@@ -40,7 +40,6 @@ Ttl = float | timedelta | Literal[_Sentinel.NEVER] | None
 decode_json = msgspec.json.Decoder().decode
 """`decode` with the errors of `NOT_JSON`, for where a call more counts: it is a twentieth of a read from memory."""
 NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_null = re.compile(b"null").search  # `in` takes 0.2 µs more
 
 
 def encode(value: object) -> bytes:
@@ -56,8 +55,9 @@ def encode(value: object) -> bytes:
             raise error.__cause__ from error
         said = f"{value!r} is no value" if isinstance(value, _Sentinel) else error.__cause__ or error
         raise InvalidValueError(f"the value is not JSON: {said}") from error
-    # orjson writes NaN and infinities as null, so only what holds a null has to be looked through.
-    if type(value) is not str and _null(data):
+    # orjson writes NaN and infinities as null, so only what holds a null has to be looked through. Of all ways to find one
+    # this is the fastest: it takes 0.06 µs less than a regular expression, and that as much less than `in`.
+    if data.rpartition(b"null")[1] and type(value) is not str:
         _refuse_unsaid(value, "$")
     return data
 
@@ -121,11 +121,12 @@ def _json_form(value: object) -> object:
         return _time_form(cast(datetime, value))
     if kind is date or (kind is time_of_day and cast(time_of_day, value).tzinfo is None):
         return cast(date | time_of_day, value).isoformat()
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, msgspec.Struct):
+        form = msgspec.to_builtins(value, builtin_types=(datetime, bytes))  # bytes as a key are refused by orjson then
         _refuse_unsaid(value, kind.__name__)
-        return msgspec.to_builtins(value, builtin_types=(datetime,))
+        return form
     raise TypeError(f"no JSON form for {kind.__name__}")
 
 
@@ -138,27 +139,57 @@ def _time_form(value: datetime) -> str:
 _ALWAYS_SAID = {str, int, bool, type(None)}
 
 
-def _refuse_unsaid(value: object, path: str) -> None:
+def _refuse_unsaid(value: object, root: str) -> None:
     """Refuses what an encoder would write as something else: NaN and infinities, in a `msgspec.Struct` bytes and sets too."""
-    members: Iterable[tuple[str, object]] = ()
+    level = [value]
+    while level:  # level by level and type by type, for one by one it takes ten times as long
+        inner: list[object] = []
+        for kind in set(map(type, level)) - _ALWAYS_SAID:
+            some: list[Any] = [one for one in level if type(one) is kind]
+            unsaid = False
+            if kind is dict:
+                inner += chain.from_iterable(map(dict.values, some))
+            elif kind is list or kind is tuple:
+                inner += chain.from_iterable(some)
+            elif kind is float:
+                unsaid = not all(map(math.isfinite, some))
+            else:
+                unsaid = any(map(_is_unsaid, some))
+                inner += [member for one in some for _, member in _members(one)]
+            if unsaid:
+                raise InvalidValueError(f"the value is not JSON: {next(_unsaid(value, root))}")
+        level = inner
+
+
+def _is_unsaid(value: object) -> bool:
     if isinstance(value, float):
-        if not math.isfinite(value):
-            raise InvalidValueError(f"the value is not JSON: {value} at {path}")
-    elif isinstance(value, set | frozenset | bytes | bytearray | memoryview) and not isinstance(value, enum.Enum):
-        raise InvalidValueError(f"the value is not JSON: {type(value).__name__} at {path}")
-    elif isinstance(value, Mapping):
-        members = ((f"{path}.{name}", member) for name, member in value.items())
-    elif isinstance(value, list | tuple):
-        members = ((f"{path}[{index}]", member) for index, member in enumerate(value))
-    elif isinstance(value, msgspec.Struct):
-        members = ((f"{path}.{name}", getattr(value, name)) for name in value.__struct_fields__)
-    elif isinstance(value, enum.Enum):
-        members = ((path, value.value),)
+        return not math.isfinite(value)
+    return isinstance(value, set | frozenset | bytes | bytearray | memoryview) and not isinstance(value, enum.Enum)
+
+
+def _unsaid(value: object, path: str) -> Iterator[str]:
+    """What is not said, and where, for its error."""
+    if _is_unsaid(value):
+        yield f"{value if isinstance(value, float) else type(value).__name__} at {path}"
+    for name, member in _members(value):
+        yield from _unsaid(member, path + name)
+
+
+def _members(value: object) -> Iterable[tuple[str, object]]:
+    """What an encoder writes of `value`, by the way there."""
+    if isinstance(value, Mapping):
+        return ((f".{name}", member) for name, member in value.items())
+    if isinstance(value, list | tuple):
+        return ((f"[{index}]", member) for index, member in enumerate(value))
+    if isinstance(value, enum.Enum):
+        return (("", value.value),)
+    if isinstance(value, msgspec.Struct):
+        names: Iterable[str] = value.__struct_fields__
     elif dataclasses.is_dataclass(value):
-        members = ((f"{path}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
-    for inner, member in members:
-        if type(member) not in _ALWAYS_SAID:
-            _refuse_unsaid(member, inner)
+        names = (field.name for field in dataclasses.fields(value))
+    else:
+        names = (field.name for field in getattr(value, "__attrs_attrs__", ()))
+    return ((f".{name}", getattr(value, name)) for name in names)
 
 
 LAST_EXPIRY = 253_402_300_799_999
