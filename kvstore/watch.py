@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 from kvstore.driver import Event, Write
 from kvstore.errors import BackendError
@@ -25,6 +26,7 @@ class Listener:
         self._events: deque[Event] = deque()
         self._end: Exception | None = None
         self._told = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None  # of those who wait
 
     def tell(self, kind: str, key: str) -> None:
         """Queues the change of a whole key, unless it lies elsewhere. Never waits and never fails."""
@@ -34,13 +36,22 @@ class Listener:
             self.end(BackendError(f"this watch fell {BUFFER:,} events behind and missed what came after them"))
             return
         self._events.append(Event("update" if kind == "update" else "remove", key[self._strip :]))
-        self._told.set()
+        self._wake()
 
     def end(self, reason: Exception) -> None:
         """After the events that are queued, iteration raises `reason`."""
         if self._end is None:
             self._end = reason
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._loop is None or self._told.is_set():
+            return
+        if self._loop is asyncio.get_running_loop():
             self._told.set()
+        else:  # the change was made in another thread
+            with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._told.set)
 
     def check(self) -> None:
         """Raises the reason for which it ended, if it did."""
@@ -51,11 +62,13 @@ class Listener:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._events:
+        self._loop = asyncio.get_running_loop()
+        while True:
+            self._told.clear()  # before it looks, for another thread may tell right after
+            if self._events:
+                return self._events.popleft()
             self.check()
-            self._told.clear()
             await self._told.wait()
-        return self._events.popleft()
 
 
 class Watchers:
@@ -68,7 +81,7 @@ class Watchers:
         """`writes` below `prefix` took effect; `found` says which keys were there before."""
         for (key, data, _), was_there in zip(writes, found, strict=True):
             if data is not None or was_there:
-                for listener in self.listeners:
+                for listener in tuple(self.listeners):  # another thread may end its watch meanwhile
                     listener.tell("update" if data is not None else "remove", prefix + key)
 
     def end(self) -> None:
