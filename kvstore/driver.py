@@ -162,6 +162,19 @@ class Driver(ABC):
         """Sets one key if that takes no waiting. False: nothing was done, and the caller comes with `write`."""
         return False
 
+    async def write_and_tell(
+        self, writes: Sequence[Write], expect: Expect | None, tell: Callable[[list[bool]], None]
+    ) -> list[bool] | None:
+        """`write` that calls `tell` with what it found, before any later call takes effect, whoever is cancelled meanwhile.
+
+        Asked of a driver whose `capabilities.inline` says that it never waits. Where it waits for its turn in the event loop
+        after all, it has to see to that.
+        """
+        found = await self.write(writes, expect)
+        if found is not None:
+            tell(found)
+        return found
+
     async def has(self, keys: Sequence[str]) -> list[bool]:
         """Which of `keys` are there."""
         return [data is not None for data in await self.read(keys)]

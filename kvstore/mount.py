@@ -63,6 +63,9 @@ class Mount:
             calls.write_now if calls is not driver or goes_with(driver, "write_now", "write") else _write_later
         )
         self.write_now: WriteNow = self._write_now
+        self._telling = (
+            driver.write_and_tell if goes_with(driver, "write_and_tell", "write") else partial(Driver.write_and_tell, driver)
+        )
         self.watched()
 
     @property
@@ -140,7 +143,7 @@ class Mount:
         try:
             if self._coalescer is None:
                 answer = await call()
-                self.check_open()  # closing waits for nobody here, and left nothing to answer from
+                self.check_open()  # closing waits for no call of several steps here, and left them nothing
                 return answer
             return await self._coalescer.run(call, keys, mutates=mutates)
         except Exception as error:
@@ -183,10 +186,7 @@ class Mount:
             self.write_now = _write_later if told else self._write_now
 
     async def _write_and_tell(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
-        found = await self.driver.write(writes, expect)
-        if found is not None:
-            self._told(writes, found)
-        return found
+        return await self._telling(writes, expect, partial(self._told, writes))
 
     def _told(self, writes: Sequence[Write], found: Sequence[bool]) -> None:
         self._watchers.tell(self.prefix, writes, found)

@@ -129,7 +129,7 @@ class UnescapesPercent(_Renaming):
 
 class ExpiresEarly(MemoryDriver):
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        expired = {key for at, key in self._expiring if at <= self.clock() + 1}
+        expired = {key for key, (_, at, _, _) in self._entries.items() if at is not None and at <= self.clock() + 1}
         return [None if key in expired else data for key, data in zip(keys, await super().read(keys), strict=True)]
 
 

@@ -7,15 +7,16 @@ import gc
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, ItemsView, Iterator
 from pathlib import Path
 
 import pytest
 from running import in_loop
 
-from kvstore import ConfigError, create_storage
+from kvstore import ClosedError, ConfigError, Storage, create_storage
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.testing import DriverSuite
+from kvstore.values import LAST_EXPIRY
 
 
 class TestMemory(DriverSuite):
@@ -188,3 +189,135 @@ def test_a_clear_in_one_thread_holds_up_no_other_thread_for_ever() -> None:
     assert failures == []
     assert asyncio.run(storage.count("b")) == 300
     assert asyncio.run(storage.count("a")) == 0
+
+
+@in_loop
+async def test_L1_closing_and_unmounting_answer_what_waits_for_its_turn_before_all_is_gone() -> None:
+    for work in ("aclose", "unmount"):
+        storage = create_storage().mount("m", "memory")
+        await storage.set_item("m:k", 1)
+        gets = [asyncio.create_task(storage.get_item("m:k", "gone")) for _ in range(5_000)]
+        add = asyncio.create_task(storage.add_item("m:k", 2))
+        await asyncio.sleep(0)
+        await (storage.aclose() if work == "aclose" else storage.unmount("m"))
+        assert [await get for get in gets] == [1] * 5_000
+        assert await add is False
+
+
+def test_L1_a_call_of_another_thread_that_comes_too_late_does_not_find_that_nothing_is_there() -> None:
+    storage, ready = create_storage(), threading.Event()
+    found: list[object] = []
+
+    async def read() -> None:
+        await storage.set_item("k", 1)
+        gets = [asyncio.create_task(storage.get_item("k", "gone")) for _ in range(8_000)]
+        await asyncio.sleep(0)
+        ready.set()
+        found.extend(await asyncio.gather(*gets, return_exceptions=True))
+
+    reader = threading.Thread(target=asyncio.run, args=(read(),))
+    reader.start()
+    ready.wait()
+    asyncio.run(storage.aclose())
+    reader.join()
+    assert len(found) == 8_000
+    assert all(one == 1 or isinstance(one, ClosedError) for one in found)
+
+
+def _with_many_keys() -> Storage:
+    driver = MemoryDriver()
+    for number in range(400_000):
+        driver._put(f"k{number}", b"1", driver.clock() + 1_000_000)
+    return create_storage().mount("m", driver)
+
+
+async def _longest_step(work: Coroutine[object, object, object]) -> float:
+    """Seconds of this thread's time that pass between two passes of the event loop at the most."""
+    longest = 0.0
+    gc.collect()
+    gc.disable()
+    try:
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - before)
+    finally:
+        gc.enable()
+    await task
+    return longest
+
+
+@in_loop
+async def test_L2_many_expiries_that_were_overwritten_do_not_hold_the_event_loop() -> None:
+    storage = _with_many_keys()
+    driver = storage.get_mount("m:k").driver
+    assert isinstance(driver, MemoryDriver)
+
+    async def overwrite() -> None:
+        for number in range(430_000):
+            driver._put(f"k{number % 400_000}", b"2", driver.clock() + 2_000_000)
+            if number % 1000 == 0:
+                await asyncio.sleep(0)
+
+    assert await _longest_step(overwrite()) < 0.03
+
+
+@in_loop
+async def test_L2_many_keys_with_an_expiry_are_freed_in_steps() -> None:
+    for work in ("clear", "unmount"):
+        storage = _with_many_keys()
+        assert len(await storage.get_keys("m", limit=1)) == 1
+        assert await _longest_step(getattr(storage, work)("m")) < 0.03, work
+
+
+def _expected(driver: MemoryDriver) -> int:
+    return len(driver._expiries._heap) + len(driver._expiries._older)
+
+
+@in_loop
+async def test_T2_expiries_that_were_overwritten_are_let_go_and_the_others_kept() -> None:
+    driver = MemoryDriver()
+    driver.clock = lambda: 0
+    for turn in range(1, 8):
+        for number in range(1_000):
+            await driver.write([(f"k{number}", b"1", 1_000 * turn + number)])
+        assert _expected(driver) <= 4_500
+    driver.clock = lambda: 7_500
+    assert await driver.count("") == 499
+    assert await driver.sweep() == 7_501
+    assert len(driver._entries) == 499
+
+
+@in_loop
+async def test_T2_an_expiry_that_never_comes_leaves_no_trail() -> None:
+    driver = MemoryDriver()
+    for number in range(5_000):
+        await driver.write([("k", b"1", LAST_EXPIRY)])
+        await driver.write([("k", b"1", LAST_EXPIRY - 1 - number)])
+    assert _expected(driver) <= 2_500
+    assert await driver.count("") == 1
+
+
+def test_A2_a_set_comes_before_or_after_a_condition_of_another_thread_and_its_write() -> None:
+    storage = create_storage(driver := MemoryDriver())
+    asyncio.run(storage.set_item("k", 1))
+    compared, go_on = threading.Event(), threading.Event()
+
+    class Expected(dict[str, bytes]):
+        def items(self) -> ItemsView[str, bytes]:
+            return _Items(self)
+
+    class _Items(ItemsView[str, bytes]):
+        def __iter__(self) -> Iterator[tuple[str, bytes]]:
+            yield ("k", b"1")
+            compared.set()
+            go_on.wait(10)
+
+    other = threading.Thread(target=lambda: asyncio.run(driver.write([("k", b"3", None)], Expected(k=b"1"))))
+    other.start()
+    assert compared.wait(10)
+    threading.Timer(0.1, go_on.set).start()
+    asyncio.run(storage.set_item("k", 2))
+    other.join()
+    assert asyncio.run(storage.get_item("k")) == 2

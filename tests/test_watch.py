@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -273,3 +274,67 @@ async def test_a_cancelled_write_that_happened_is_told() -> None:
         async with asyncio.timeout(5):
             assert await anext(events) == Event("update", "key")
         assert await storage.get_item("key") == 1
+
+
+@in_loop
+async def test_changes_that_waited_for_their_turn_in_memory_are_told_though_their_callers_were_cancelled() -> None:
+    """W1."""
+    storage = create_storage()
+    async with storage.watch() as events:
+        tasks = [asyncio.create_task(storage.set_item(f"k{number}", number)) for number in range(4_500)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+        stored = await storage.get_keys()
+        assert len(stored) > 2_000
+        assert sorted(_told(events)) == [("update", key) for key in stored]
+
+
+@in_loop
+async def test_changes_in_memory_are_told_in_the_order_in_which_they_took_effect() -> None:
+    """W1, A3."""
+    storage = create_storage(driver := MemoryDriver())
+    await storage.set_item("k", 1)
+    async with storage.watch() as events:
+
+        async def set_again() -> None:
+            while "k" in driver._entries:  # the removal waits for its turn
+                await asyncio.sleep(0)
+            await storage.set_item("k", 2)
+
+        calls = [asyncio.create_task(storage.set_item(f"other{number}", 1)) for number in range(2_500)]
+        calls.append(asyncio.create_task(storage.remove_item("k")))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        await asyncio.gather(*calls, set_again())
+        assert [kind for kind, key in _told(events) if key == "k"] == ["remove", "update"]
+
+
+def test_a_change_that_another_thread_makes_wakes_a_waiting_listener() -> None:
+    """W1, A2."""
+    storage, waiting = create_storage(), threading.Event()
+
+    def write() -> None:
+        waiting.wait()
+        for number in range(100):
+            asyncio.run(storage.set_item(f"k{number}", 1))
+        asyncio.run(storage.aclose())
+
+    async def listen() -> list[Event]:
+        loop = asyncio.get_running_loop()
+        async with storage.watch() as events, asyncio.timeout(10):
+            loop.call_soon(waiting.set)
+            before = loop.time()
+            told = [event async for event in events]
+            assert loop.time() - before < 5, "it was woken by something else"
+            return told
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert asyncio.run(listen()) == [Event("update", f"k{number}") for number in range(100)]
+    finally:
+        waiting.set()
+        thread.join()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from heapq import heapify, heappop, heappush
 from itertools import islice
 from time import time
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sortedcontainers import SortedList
 
 from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Stat, Write
-from kvstore.errors import ConfigError
+from kvstore.drivers._memory.expiries import Expiries
+from kvstore.drivers._memory.lock import Lock
+from kvstore.errors import ClosedError, ConfigError
 from kvstore.keys import bounds, past
 
 _KEYS_PER_PASS = 2_000
@@ -28,8 +28,16 @@ _copied = b"".join
 
 T = TypeVar("T")
 
-_Entries = dict[str, tuple[bytes, int | None, float, bytes | None]]
-"""By key: data, expiry, time of the write in seconds, custom metadata."""
+_Entry = tuple[bytes, int | None, float, bytes | None]
+"""Data, expiry, time of the write in seconds, custom metadata."""
+_Entries = dict[str, _Entry]
+
+
+class _Gone(_Entries):
+    """Those of a driver that was closed: what comes too late, from another thread, must not find that nothing is there."""
+
+    def get(self, *_: object) -> Any:
+        raise ClosedError("the driver was closed")
 
 
 class MemoryDriver(Driver):
@@ -42,9 +50,9 @@ class MemoryDriver(Driver):
 
     def __init__(self) -> None:
         self._entries: _Entries = {}
-        self._expiring: list[tuple[int, str]] = []  # a heap; what was overwritten stays in it until its time
-        self._lock = threading.RLock()
-        self._acquire, self._release = self._lock.acquire, self._lock.release
+        self._expiries = Expiries()
+        self._lock = Lock()
+        self._take, self._give = self._lock.take, self._lock.give
         self._budget = TickBudget(_KEYS_PER_PASS)
         # The index holds the keys of `_entries` but for those still in `_backlog`, which were there when it was begun,
         # and in `_fresh`, which came later.
@@ -72,8 +80,11 @@ class MemoryDriver(Driver):
         budget = self._budget
         if budget.left <= 0:
             return False
+        try:
+            self._take()
+        except IndexError:
+            return False
         budget.left -= 1
-        self._acquire()  # `with` takes 0.2 µs more
         try:
             old = self._entries.get(key)
             if old is not None and expires_at is None and old[1] is None:
@@ -81,7 +92,7 @@ class MemoryDriver(Driver):
             else:
                 self._put(key, data, expires_at)
         finally:
-            self._release()
+            self._give(None)
         return True
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -94,7 +105,14 @@ class MemoryDriver(Driver):
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
         return await self._budget.run(partial(self._write, writes, expect), len(writes))
 
-    def _write(self, writes: Sequence[Write], expect: Expect | None) -> list[bool] | None:
+    async def write_and_tell(
+        self, writes: Sequence[Write], expect: Expect | None, tell: Callable[[list[bool]], None]
+    ) -> list[bool] | None:
+        return await self._budget.run(partial(self._write, writes, expect, tell), len(writes))
+
+    def _write(
+        self, writes: Sequence[Write], expect: Expect | None, tell: Callable[[list[bool]], None] | None = None
+    ) -> list[bool] | None:
         found: list[bool] = []
         with self._lock:
             if expect:
@@ -109,6 +127,8 @@ class MemoryDriver(Driver):
                         self._drop(key)
                 else:
                     found.append(self._put(key, data, expires_at))
+            if tell is not None:
+                tell(found)
         return found
 
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
@@ -122,8 +142,8 @@ class MemoryDriver(Driver):
         return await self._look(page, limit // 8 + 1)
 
     async def aclose(self) -> None:
-        self._entries, self._expiring = {}, []
-        self._index, self._backlog, self._fresh = None, [], {}
+        await self._budget.run(lambda: None)  # after all that wait for their turn
+        await self._free(*self._taken(_Gone()))
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
         return await self._budget.run(lambda: [self._live(key) is not None for key in keys], len(keys))
@@ -147,7 +167,7 @@ class MemoryDriver(Driver):
                 return False
             self._entries[key] = (entry[0], expires_at, *entry[2:])
             if expires_at is not None:
-                self._expect(key, expires_at)
+                self._expiries.add(key, expires_at, self._entries)
             return True
 
     async def set_meta(self, key: str, custom: bytes | None) -> bool:
@@ -161,13 +181,13 @@ class MemoryDriver(Driver):
             return entry is not None
 
     async def count(self, prefix: str) -> int:
-        if not prefix and not self._expiring:
+        if not prefix and self._expiries.next() is None:
             return await self._budget.run(lambda: len(self._entries))
         return await self._look(lambda index: len(range(*_range(index, prefix))))
 
     async def clear(self, prefix: str) -> int:
         if not prefix:
-            return await self._free(*await self._budget.run(self._taken))
+            return await self._free(*await self._budget.run(lambda: self._taken({})))
         count, held = 0, False
 
         def hold() -> None:  # what is written from now on stays
@@ -197,16 +217,17 @@ class MemoryDriver(Driver):
             del index[start:stop]
         return stop - start
 
-    def _taken(self) -> tuple[_Entries, int]:
-        """All there is, which is no more, and when."""
+    def _taken(self, entries: _Entries) -> tuple[_Entries, Expiries, int]:
+        """All there is, in place of which there is nothing but `entries` from now on, and when."""
         with self._lock:
-            gone, self._entries, self._expiring = self._entries, {}, []
+            gone, self._entries = self._entries, entries
+            expiries, self._expiries = self._expiries, Expiries()
             self._index, self._backlog, self._fresh = None, [], {}
-            return gone, self.clock()
+            return gone, expiries, self.clock()
 
-    async def _free(self, gone: _Entries, now: int) -> int:
+    async def _free(self, gone: _Entries, expiries: Expiries, now: int) -> int:
         count = 0
-        while gone:  # freeing a million values at once would take a while
+        while expiries.drop(_STEP) or gone:  # freeing a million values at once would take a while
             for _ in range(min(_STEP, len(gone))):
                 _, (_, expires_at, _, _) = gone.popitem()
                 count += expires_at is None or expires_at > now
@@ -214,11 +235,13 @@ class MemoryDriver(Driver):
         return count
 
     async def sweep(self) -> int | None:
-        while self._expire():
+        while True:
+            with self._lock:
+                if not self._expire():
+                    return self._expiries.next()
             await asyncio.sleep(0)
-        return self._expiring[0][0] if self._expiring else None
 
-    def _live(self, key: str) -> tuple[bytes, int | None, float, bytes | None] | None:
+    def _live(self, key: str) -> _Entry | None:
         entry = self._entries.get(key)
         return None if entry is not None and entry[1] is not None and entry[1] <= self.clock() else entry
 
@@ -229,7 +252,7 @@ class MemoryDriver(Driver):
         data = data if len(data) > _BLOCK else _copied((data, b""))
         self._entries[key] = (data, expires_at, time(), old[3] if there and old is not None else None)
         if expires_at is not None:
-            self._expect(key, expires_at)
+            self._expiries.add(key, expires_at, self._entries)
         if old is None and self._index is not None:
             self._fresh[key] = None
         return there
@@ -239,23 +262,16 @@ class MemoryDriver(Driver):
         if self._index is not None and self._fresh.pop(key, self) is self:
             self._index.discard(key)
 
-    def _expect(self, key: str, expires_at: int) -> None:
-        heappush(self._expiring, (expires_at, key))
-        if len(self._expiring) > 2 * len(self._entries) + 1000:
-            self._expiring = [(entry[1], key) for key, entry in self._entries.items() if entry[1] is not None]
-            heapify(self._expiring)
-
     def _expire(self) -> bool:
         """Drops some of what has expired; True: there is more."""
-        with self._lock:
-            now = self.clock()
-            for _ in range(_STEP):
-                if not self._expiring or self._expiring[0][0] > now:
-                    return False
-                _, key = heappop(self._expiring)
-                entry = self._entries.get(key)
-                if entry is not None and entry[1] is not None and entry[1] <= now:
-                    self._drop(key)
+        now = self.clock()
+        for _ in range(_STEP):
+            key = self._expiries.pop(now)
+            if key is None:
+                return False
+            entry = self._entries.get(key)
+            if entry is not None and entry[1] is not None and entry[1] <= now:
+                self._drop(key)
         return True
 
     async def _look(self, look: Callable[[SortedList], T], units: int = 1) -> T:
@@ -274,11 +290,10 @@ class MemoryDriver(Driver):
 
     def _settled(self) -> SortedList | None:
         """The index. None: it is not built yet, but nearer to it by a step."""
-        with self._lock:
-            if self._index is None:
-                self._index, self._backlog, self._fresh = SortedList(), list(self._entries), {}
-            more = self._index_some(self._index)
-            return None if self._expire() or more else self._index
+        if self._index is None:
+            self._index, self._backlog, self._fresh = SortedList(), list(self._entries), {}
+        more = self._index_some(self._index)
+        return None if self._expire() or more else self._index
 
     def _index_some(self, index: SortedList) -> bool:
         """Moves some of the backlog, then of the fresh keys into the index; True: there is more."""
