@@ -13,6 +13,7 @@ from kvstore.errors import ConfigError, KVStoreError
 from kvstore.storage import Storage
 
 ENVIRONMENT = "KVSTORE_CONFIG"
+_MAYBE_URL = re.compile(r".*@|[A-Za-z][A-Za-z0-9+.-]+:", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\$")
 
 
@@ -37,35 +38,46 @@ def open_storage(source: str | os.PathLike[str] | Mapping[str, Any] | None = Non
         where = ENVIRONMENT
         source = os.environ.get(ENVIRONMENT)
         if not source:
-            raise ConfigError(f"give a file or a mapping, or set {ENVIRONMENT} to the path of a file or to a URL")
+            raise _wrong(f"give a file or a mapping, or set {ENVIRONMENT} to the path of a file or to a URL")
         if "://" in source or source.endswith(":"):
             source = {"": source}
     if isinstance(source, Mapping):
         content: Mapping[str, Any] = source
-        if "mounts" not in content or isinstance(content["mounts"], str) or "driver" in content["mounts"]:
+        mounts = content.get("mounts")
+        if "mounts" not in content or isinstance(mounts, str) or (isinstance(mounts, Mapping) and "driver" in mounts):
             content = {"mounts": content}
+    elif isinstance(source, str | os.PathLike) and isinstance(path := os.fspath(source), str):
+        content = _load(path, where)
+        where = ": ".join(filter(None, (where, path)))
     else:
-        where = ": ".join(filter(None, (where, str(source))))
-        content = _load(Path(source).expanduser(), where)
+        raise _wrong(f"a configuration is the path of a file or a mapping, not {type(source).__name__}")
     return _build(content, where or "the mapping")
 
 
-def _load(path: Path, where: str) -> dict[str, Any]:
+def _load(path: str, variable: str) -> dict[str, Any]:
+    where = ": ".join(filter(None, (variable, path or "''")))
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{where} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where} is not TOML: {error}") from error
+        return tomllib.loads(Path(path).expanduser().read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise _wrong(f"{where} is not TOML: {error}") from error
+    except UnicodeDecodeError as error:  # which holds the whole text
+        wrong = f"{where} is not TOML: {error}"
+    except (OSError, ValueError, RuntimeError) as error:  # NUL in the path; a user whose home is not known
+        if not _MAYBE_URL.match(path):
+            raise _wrong(f"{where} can't be read: {getattr(error, 'strerror', error)}") from error
+        # It may be a URL that was mistyped, with a password in it, and the error shows it.
+        wrong = f"{variable or 'the source'} names no file that can be read, and is no URL, which has :// behind its scheme"
+    raise _wrong(wrong)
 
 
 def _build(content: Mapping[str, Any], where: str) -> Storage:
     unknown = [str(name) for name in content if name != "mounts"]
     if unknown:
-        raise ConfigError(f"{where}: there is no setting {unknown[0]!r}; the mounts stand in a table `mounts`")
+        shown = f"setting {unknown[0]!r}" if "@" not in unknown[0] else "such setting"
+        raise _wrong(f"{where}: there is no {shown}; the mounts stand in a table `mounts`")
     mounts = content.get("mounts")
     if not isinstance(mounts, Mapping) or not mounts:
-        raise ConfigError(f"{where}: no mounts are given in a table `mounts`")
+        raise _wrong(f"{where}: no mounts are given in a table `mounts`")
     storage = Storage()
     for base, entry in mounts.items():
         try:
@@ -78,7 +90,8 @@ def _build(content: Mapping[str, Any], where: str) -> Storage:
                 raise ConfigError("the mount names no `driver`")
             storage.mount(base, driver, **options)
         except KVStoreError as error:
-            raise type(error)(f"{where}: {error.message}", mount=str(base), driver=error.driver) from error.__cause__
+            at = {"operation": "open_storage", "mount": str(base), "driver": error.driver}
+            raise type(error)(f"{where}: {error.message}", **at) from error.__cause__
     return storage
 
 
@@ -100,3 +113,7 @@ def _variable(match: re.Match[str]) -> str:
     if value is None:
         raise ConfigError(f"the environment variable {match[1]} is not set")
     return value
+
+
+def _wrong(message: str) -> ConfigError:
+    return ConfigError(message, operation="open_storage")

@@ -47,7 +47,8 @@ class KVStoreError(Exception):
     def at(self, operation: str | None = None, key: object = None, mount: str | None = None, driver: str | None = None) -> Self:
         """A copy that also says where it happened. What this error already knows is kept.
 
-        A copy, because one failed batch answers many callers, each with a key of its own.
+        A copy, because one failed batch answers many callers, each with a key of its own. What is no cause of this error,
+        which a driver decides, is forgotten: it may show a secret.
         """
         copy = type(self)(
             self.message,
@@ -57,6 +58,7 @@ class KVStoreError(Exception):
             driver=driver if self.driver is None else self.driver,
         )
         copy.__cause__ = self.__cause__
+        self.__context__ = self.__cause__
         return copy
 
 

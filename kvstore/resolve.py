@@ -11,6 +11,7 @@ import re
 import sys
 import typing
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, Literal
 
 import msgspec
@@ -32,6 +33,8 @@ _SCHEMES = {
     **dict.fromkeys(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "sftp", "ssh"), "fsspec"),
 }
 _MOUNT_OPTIONS = ("ttl", "read_only")
+_WORD = r"[^\W\d]\w*"
+_NAME = re.compile(rf"{_WORD}(?:\.{_WORD})*(?::{_WORD})?")
 
 
 def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
@@ -40,8 +43,9 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
     Raises `DriverNotFoundError`, `MissingDependencyError`, or `ConfigError` for options that the driver does not have.
     """
     if isinstance(spec, Driver):
-        if options:
-            raise ConfigError(f"a driver that is made already takes no options ({', '.join(options)})", driver=spec.name)
+        for option in options:
+            closest = _closest(option, [*_MOUNT_OPTIONS])
+            raise ConfigError(f"a driver that is made already takes no option {option!r}{closest}", driver=spec.name)
         return spec
     if not isinstance(spec, str):
         raise ConfigError(f"a driver is named by text or given as an instance, not as {type(spec).__name__}")
@@ -54,7 +58,10 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
         scheme, colon, rest = spec.partition(":")
         return cls.from_url(scheme.lower() + colon + rest, **options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the driver can't be made with these options: {error}", driver=_short(cls)) from error
+        # What Python says of a URL may show a password in it.
+        if "@" not in f"{spec}{options.get('url')}":
+            raise ConfigError(f"the driver can't be made with these options: {error}", driver=_short(cls)) from error
+    raise ConfigError("the driver can't be made with this URL", driver=_short(cls))
 
 
 def split_spec(spec: str) -> tuple[str, bool]:
@@ -68,28 +75,58 @@ def split_spec(spec: str) -> tuple[str, bool]:
 
 def driver_names() -> list[str]:
     """The short names that can be used here: the built-in ones and those of entry points."""
-    names = {module.name for module in pkgutil.iter_modules(kvstore.drivers.__path__) if not module.name.startswith("_")}
-    return sorted(names | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS)})
+    return sorted({*_built_in(), *(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))})
+
+
+def _built_in() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(kvstore.drivers.__path__) if not module.name.startswith("_")]
 
 
 def _named(name: str) -> type[Driver]:
-    if ":" in name:
-        module, _, attribute = name.partition(":")
+    module, colon, attribute = name.partition(":")
+    if not _NAME.fullmatch(name) or (colon and module in [*_built_in(), *_SCHEMES]):
+        raise DriverNotFoundError(_misnamed(name))
+    if colon:
         found = getattr(_import(module, name), attribute, None)
         if not (isinstance(found, type) and issubclass(found, Driver)):
             raise DriverNotFoundError(f"module {module!r} has no driver class {attribute!r}")
         return found
     if "." in name:
         return _only_driver(_import(name, name))
-    if name.isidentifier() and not name.startswith("_"):
-        module = f"kvstore.drivers.{name}"
+    if not name.startswith("_"):
         try:
-            return _only_driver(_import(module, name))
+            return _only_driver(_import(f"kvstore.drivers.{name}", name))
         except DriverNotFoundError:
             for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
-                loaded = point.load()
-                return loaded if isinstance(loaded, type) and issubclass(loaded, Driver) else _only_driver(loaded)
+                return _registered(point)
     raise DriverNotFoundError(f"there is no driver {name!r}{_closest(name, driver_names())}")
+
+
+def _misnamed(text: str) -> str:
+    """What is wrong with a text that is no name. It may be a mistyped URL, so nothing is shown that may be of a password."""
+    if not re.search("[:/@]", text):
+        return f"there is no driver {text!r}{_closest(text, driver_names())}"
+    scheme = re.split("[^a-z0-9]", text.lower(), maxsplit=1)[0]
+    such = (
+        f"a URL of {scheme} starts with {scheme}://"
+        if scheme in [*_built_in(), *_SCHEMES]
+        else "a URL has :// behind its scheme"
+    )
+    return f"there is no driver of such a name, which is a short one, a module or 'module:Class'; {such}"
+
+
+def _registered(point: importlib.metadata.EntryPoint) -> type[Driver]:
+    """What a package registers under `ENTRY_POINTS`: a driver class, or a module that has one."""
+    found: Any = _import(point.module, point.name)
+    if not point.attr:
+        return _only_driver(found)
+    for attribute in point.attr.split("."):
+        found = getattr(found, attribute, None)
+    if isinstance(found, ModuleType):
+        return _only_driver(found)
+    if not (isinstance(found, type) and issubclass(found, Driver)):
+        raise DriverNotFoundError(f"the entry point {point.name!r} names no driver: {point.value}")
+    return found
 
 
 def _import(module: str, name: str) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import json
 import pickle
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +28,10 @@ from kvstore import (
     KVStoreError,
     MissingDependencyError,
     ReadOnlyError,
+    Storage,
     UnsupportedOperation,
     create_storage,
+    open_storage,
     prefix_storage,
 )
 from kvstore.driver import Capabilities, Driver, Expect, Write
@@ -314,3 +319,103 @@ async def test_E1_an_error_of_a_driver_names_the_callers_key_in_mounts_and_prefi
                 with pytest.raises(KVStoreError) as caught:
                     await call
                 assert (caught.value.key, caught.value.mount) == (key, "c:d")
+
+
+# Passwords in URLs
+
+SECRETS = ("s3cret", "hunter")
+PASSWORDS = [
+    *(
+        f"S3cRet{mark}hunTer"
+        for mark in ("", *"@?#/[]:%\\&;,= '\"|{", "%zz", "%41", "@@", "://", "\t", "é", "／", "?x=1&", "@x/")
+    ),
+    *(f"1{mark}hunTer" for mark in "@?#/[]:%,"),
+    *("[S3cRet]", "[::1]hunTer", "x?S3cRet=1", "x?timeout=hunTer", "1?timeout=hunTer", "x%40S3cRet?sslmode=hunTer", "@S3cRet"),
+    *("1?table=hunTer", "x@y/hunTer?S3cRet", "x?ssl_cert_reqs=hunTer", "/S3cRet", "?hunTer", "#S3cRet"),
+]
+SHAPES = [
+    *("{}://user:{}@127.0.0.1:1/1", "{}://:{}@127.0.0.1:1", "{}://user:{}@127.0.0.1:port/1", "{}://user:{}@[::1/1"),
+    *("{}://user:{}@127.0.0.1:1/1?nope=1", "{}://user:{}@127.0.0.1:1/1?timeout=soon", "{}://user@x:{}@127.0.0.1:1/1"),
+    *("{}://user:{}@[127.0.0.1]/1", "{}://user:{}@127.0.0.1:1/1/a@b"),
+    *("{}:/user:{}@host/1", "{}:user:{}@host", "{}//user:{}@host", " {}://user:{}@host", "{}//:{}@host", "{}/user:{}@host"),
+]
+WITHOUT_HOST = ["{}://user:{}", "{}://:{}/1"]
+
+
+def _shown(error: BaseException) -> str:
+    """All that may be printed of an error, and of what it is linked to."""
+    links: list[BaseException] = [error]
+    for link in links:
+        links += [one for one in (link.__cause__, link.__context__) if one is not None and one not in links]
+    return "".join([*(f"{link}{link!r}{link.args}" for link in links), *traceback.format_exception(error)])
+
+
+def _check(shown: str, url: str) -> None:
+    assert not [secret for secret in SECRETS if secret in shown.lower()], (url, shown)
+
+
+async def _check_first_call(url: str, storage: Storage) -> None:
+    async with storage:
+        _check(f"{storage!r}{storage.get_mounts()!r}", url)
+        try:
+            await storage.get_item("key")
+        except KVStoreError as error:
+            _check(_shown(error), url)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "driver"),
+    [
+        *(("redis", "redis"), ("rediss", "redis"), ("redis+sentinel", "redis"), ("unix", "redis"), ("sqlite", "sqlite")),
+        *(("postgresql", "postgresql"), ("postgresql+psycopg", "postgresql"), ("mysql", "mysql"), ("mongodb", "mongodb")),
+        *(("mongodb+srv", "mongodb"), ("s3", "fsspec"), ("gs", "fsspec"), ("sftp", "fsspec"), ("http", "fsspec")),
+        *(("file", "fs"), ("diskcache", "diskcache"), ("memory", "memory")),
+    ],
+)
+def test_E1_no_part_of_a_password_is_shown_however_a_url_is_mistyped(
+    scheme: str, driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [shape.format(scheme, password) for shape in SHAPES for password in PASSWORDS]
+    # Where there is no host, what begins like a port or follows an `@` is taken for one.
+    urls += [
+        shape.format(scheme, text) for shape in WITHOUT_HOST for text in PASSWORDS if "@" not in text and text[0] not in "1/?#"
+    ]
+    file = tmp_path / "kvstore.toml"
+    called = ("redis", "postgresql", "postgresql+psycopg", "mysql", "mongodb")
+    calls = []
+    for number, url in enumerate(urls):
+        file.write_text(f"[mounts]\nx = {json.dumps(url)}\n", "utf-8")
+        monkeypatch.setenv("KVSTORE_CONFIG", url)
+        ways: list[Callable[[str], Storage]] = [
+            lambda url: create_storage("fsspec", url=url) if driver == "fsspec" else create_storage(url),
+            lambda url: create_storage(driver, url=url),
+            lambda url: open_storage({"x": url}),
+            lambda url: open_storage(file),
+            lambda url: open_storage(),
+            lambda url: open_storage(url),
+            lambda url: open_storage(Path(url)),
+        ]
+        for way in ways if number % 7 == 0 else ways[:2]:
+            try:
+                storage = way(url)
+            except KVStoreError as error:
+                _check(_shown(error), url)
+            else:
+                _check(f"{storage.get_mounts()[0].driver!r}", url)
+                if way is ways[0] and (scheme in called or (scheme == "http" and number < len(PASSWORDS))):
+                    calls.append(_check_first_call(url, storage))
+
+    async def call() -> None:
+        await asyncio.gather(*calls)
+
+    asyncio.run(call())
+
+
+@in_loop
+async def test_E1_a_password_of_an_s3_endpoint_is_shown_by_no_error() -> None:
+    for password in ("S3cRet", "S3cRet/hunTer", "S3cRet@hunTer", "S3cRet%40hunTer"):
+        url = f"s3://bucket/x?endpoint_url=http://user:{password}@127.0.0.1:1"
+        async with create_storage(url, storage_options={"key": "k", "secret": "s"}) as storage:
+            with pytest.raises(KVStoreError) as caught:
+                await storage.get_item("key")
+            _check(f"{_shown(caught.value)}{storage!r}{storage.get_mounts()!r}", url)

@@ -667,8 +667,8 @@ def test_a_wrong_option_is_refused_by_name(options: dict[str, Any], says: str) -
 def test_a_wrong_url_is_refused_and_no_password_shown(url: str, says: str) -> None:
     @in_loop
     async def main() -> None:
-        async with create_storage(url) as storage:
-            with pytest.raises(ConfigError, match=says) as caught:
+        with pytest.raises(ConfigError, match=says) as caught:
+            async with create_storage(url) as storage:
                 await storage.get_item("key")
         assert "ter2" not in f"{caught.value}{caught.value.__cause__}"
 

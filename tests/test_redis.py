@@ -629,7 +629,7 @@ def test_a_database_that_is_not_there_is_unavailable_and_said() -> None:
         ({"url": "redis://x", "timeout": 0}, "positive"),
         ({"url": "redis://x", "bsae": "x"}, "did you mean 'base'"),
         ({"url": "redis://x?base=y"}, "as an option beside `url`"),
-        ({"url": "redis://x?db=1"}, "no option 'db' in a Redis URL"),
+        ({"url": "redis://x?db=1"}, "no option 'db' in this URL"),
         ({"url": "redis://x/1", "cluster": True}, "no database"),
     ],
 )
@@ -643,7 +643,7 @@ def test_a_wrong_option_is_refused_by_name(options: dict[str, object], says: str
     [
         ("redis://host/abc", "the database in a Redis URL is a number, not 'abc'"),
         ("redis://host/0/1", "is a number"),
-        ("redis://host:notaport", "the port in a Redis URL is a number"),
+        ("redis://host:notaport", "the port a number"),
         ("redis://host:99999", "up to 65535"),
         ("redis://[::1", "host"),
         ("unix://", "path/of/the/socket"),

@@ -799,14 +799,9 @@ def test_a_wrong_url_is_refused(kind: Kind, query: str) -> None:
 
 @each_server
 def test_a_url_with_a_wrong_port_is_refused_without_its_password(kind: Kind) -> None:
-    @in_loop
-    async def main() -> None:
-        async with create_storage(kind.name, url=f"{kind.name}://me:hunter2@localhost:port/x") as storage:
-            with pytest.raises(ConfigError) as caught:
-                await storage.get_item("key")
-            assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{caught.value.__context__}"
-
-    main()
+    with pytest.raises(ConfigError, match="the port a number") as caught:
+        create_storage(kind.name, url=f"{kind.name}://me:hunter2@localhost:port/x")
+    assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{caught.value.__context__}"
 
 
 @each_server

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
+from kvstore.drivers._options import check_seconds, split_url
 from kvstore.drivers._sqlite.connection import as_kvstore_error, transaction
 from kvstore.drivers._sqlite.rows import array
 from kvstore.drivers._sqlite.view import View
@@ -77,8 +78,7 @@ class DiskcacheDriver(Driver):
     capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, shared=True)
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 30.0, size_limit: int | None = None) -> None:
-        if not 0 < timeout < float("inf"):
-            raise ConfigError(f"timeout is a positive number of seconds, not {timeout!r}", driver="diskcache")
+        check_seconds("diskcache", timeout=timeout)
         if size_limit is not None and size_limit <= 0:
             raise ConfigError(f"size_limit is a positive number of bytes, not {size_limit!r}", driver="diskcache")
         given = os.fsdecode(path)
@@ -98,7 +98,7 @@ class DiskcacheDriver(Driver):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """`diskcache:///absolute/directory`."""
-        parts = urlsplit(url)
+        parts = split_url(url, "diskcache")
         if parts.netloc or not parts.path.strip("/") or parts.query or parts.fragment:
             raise ConfigError(
                 "a diskcache URL is diskcache:///absolute/directory; give options as keywords", driver="diskcache"

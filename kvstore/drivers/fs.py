@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Self, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, PAGE, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
@@ -20,6 +20,7 @@ from kvstore.drivers._fs.folders import Folders
 from kvstore.drivers._fs.markers import Markers
 from kvstore.drivers._fs.paths import plain_path, tree_path
 from kvstore.drivers._fs.walk import Walk
+from kvstore.drivers._options import split_url
 from kvstore.errors import BackendError, ConfigError, CorruptValueError, KVStoreError, UnsupportedOperation
 from kvstore.worker import Worker
 
@@ -99,7 +100,7 @@ class FsDriver(Driver):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """`file:///absolute/directory`."""
-        parts = urlsplit(url)
+        parts = split_url(url, "fs")
         if parts.netloc not in ("", "localhost") or not parts.path.strip("/") or parts.query or parts.fragment:
             raise ConfigError("a file URL is file:///absolute/directory; give options as keywords", driver="fs")
         return cls(unquote(parts.path), **options)

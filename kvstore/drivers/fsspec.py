@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, unquote
 
 from kvstore.clock import Clock
 from kvstore.driver import Capabilities, Driver, Expect, Stat, Write
@@ -22,6 +22,7 @@ from kvstore.drivers._fsspec.names import MAX_PREFIX_BYTES, Names
 from kvstore.drivers._fsspec.objects import Objects
 from kvstore.drivers._fsspec.s3 import S3Store
 from kvstore.drivers._fsspec.store import AT_ONCE, Store, Telling, called, closed
+from kvstore.drivers._options import LOGIN, Parts, check_seconds, own_query, parted, split_url, unclear
 from kvstore.errors import BackendError, BackendUnavailable, ConfigError, MissingDependencyError, UnsupportedOperation
 
 _S3 = ("s3", "s3a")
@@ -31,7 +32,7 @@ _INSTALL = {
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), '"kvstore[fsspec]" adlfs'),
     **dict.fromkeys(("sftp", "ssh"), '"kvstore[fsspec]" paramiko'),
 }
-_OWN_QUERY = ("connect_timeout", "timeout")
+_OWN_QUERY = {"connect_timeout": float, "timeout": float}
 _STORAGE_QUERY = ("endpoint_url", "profile", "anon")
 
 T = TypeVar("T")
@@ -71,20 +72,22 @@ class FsspecDriver(Driver):
     ) -> None:
         if (url is None) == (fs is None):
             raise ConfigError("give either a url or an fs", driver="fsspec")
-        for name, seconds in (("connect_timeout", connect_timeout), ("timeout", timeout)):
-            if not 0 < seconds < float("inf"):
-                raise ConfigError(f"{name} is a positive number of seconds, not {seconds!r}", driver="fsspec")
+        check_seconds("fsspec", connect_timeout=connect_timeout, timeout=timeout)
         self._options = dict(storage_options or {})
+        self._shown, password = "", ""
         if url is not None:
-            url, asked = _parsed(url)
+            url, asked, parts = _parsed(url)
             self._options = asked | self._options
+            self._shown, password = f"{url.partition('://')[0]}://{parts.address}", parts.password
         elif not (callable(getattr(fs, "cat_file", None)) and hasattr(fs, "async_impl")):
             raise ConfigError(f"fs is a file system of fsspec, not {type(fs).__name__}", driver="fsspec")
         elif storage_options:
             raise ConfigError("storage_options are for the file system of a url; yours has its own", driver="fsspec")
         if fs is not None and (not path.strip("/") or "://" in path):
             raise ConfigError("path is a directory in fs, such as bucket/prefix", driver="fsspec")
-        self._url = url and "/".join(part for part in (url.rstrip("/") if path else url, path.strip("/")) if part)
+        if url is not None and path.strip("/"):
+            url, self._shown = (f"{place.rstrip('/')}/{path.strip('/')}" for place in (url, self._shown))
+        self._url = url
         self._given, self._path = fs, path
         while fs is not None and type(fs).__name__ == "DirFileSystem":
             self._path, fs = f"{fs.path}/{self._path.lstrip('/')}", fs.fs
@@ -92,9 +95,8 @@ class FsspecDriver(Driver):
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         # Secrets of the URL, of a file system that was handed in, and those that were given.
-        self._telling = Telling(
-            {"url": urlsplit(url or "").password, "own": getattr(fs, "storage_options", {}), **self._options}
-        )
+        spellings = {"as it stands": password, "decoded": unquote(password), "encoded": quote(unquote(password), "")}
+        self._telling = Telling({**spellings, "own": getattr(fs, "storage_options", {}), **self._options})
         kinds = {url.partition("://")[0]} if url else {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
         self._s3 = bool(kinds & {*_S3})
         self._time = Clock()
@@ -110,24 +112,13 @@ class FsspecDriver(Driver):
         )
 
     def __repr__(self) -> str:
-        return f"FsspecDriver({_shown(self._url)!r})" if self._url else f"FsspecDriver(path={self._path!r})"
+        return f"FsspecDriver({self._shown!r})" if self._url else f"FsspecDriver(path={self._path!r})"
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """The file system's URL; `connect_timeout` and `timeout` may stand in its query besides what `url` takes."""
-        address, _, query = url.partition("?")
-        own: dict[str, Any] = {}
-        others = []
-        for part in filter(None, query.split("&")):
-            name, _, value = part.partition("=")
-            if name not in _OWN_QUERY:
-                others.append(part)
-                continue
-            try:
-                own[name] = float(value)
-            except ValueError:
-                raise ConfigError(f"{name} is a number of seconds, not {value!r}", driver="fsspec") from None
-        return cls(address + ("?" + "&".join(others) if others else ""), **(own | options))
+        address, own = own_query(url, _OWN_QUERY, "fsspec")
+        return cls(address, **(own | options))
 
     # Connecting
 
@@ -279,8 +270,8 @@ class FsspecDriver(Driver):
             raise type(error)(f"{error.message}; whether anything was written is not known") from error.__cause__
 
 
-def _parsed(url: str) -> tuple[str, dict[str, Any]]:
-    """The URL without its query, and what that says for the file system."""
+def _parsed(url: str) -> tuple[str, dict[str, Any], Parts]:
+    """The URL without its query, what that says for the file system, and the rest of it."""
     address, _, query = url.partition("?")
     scheme, found, rest = address.partition("://")
     if not found or not re.fullmatch("[a-z][a-z0-9+.-]*", scheme) or (not rest.strip("/") and scheme != "memory"):
@@ -289,16 +280,15 @@ def _parsed(url: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError("files of this machine are the fs driver's: fs, or file:///directory", driver="fsspec")
     if scheme in _S3 and "@" in rest.partition("/")[0]:
         raise ConfigError("credentials for S3 stand in storage_options (key, secret) or in the environment", driver="fsspec")
+    parts = Parts("", rest) if scheme in _S3 and rest.startswith("arn:") else parted(url, LOGIN, "fsspec")
+    split_url(address, "fsspec")  # as fsspec does
     asked: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if scheme not in _S3 or name not in _STORAGE_QUERY:
+            if "@" in query:
+                raise unclear("fsspec")
             raise ConfigError(
                 f"there is no option {name!r} in a URL of {scheme}://; give it in storage_options", driver="fsspec"
             )
         asked[name] = value.lower() == "true" if name == "anon" else value
-    return address, asked
-
-
-def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return address, asked, parts

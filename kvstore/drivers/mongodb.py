@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import parse_qsl
 
 from kvstore.clock import Clock
 from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
@@ -17,6 +16,7 @@ from kvstore.drivers._mongodb.client import known, made, prepared, set_by_server
 from kvstore.drivers._mongodb.documents import EXPIRY, REVISION, Document, Documents, date, stat_of, value_of
 from kvstore.drivers._mongodb.transactions import commit
 from kvstore.drivers._mongodb.writing import clear, swap, sweep, update, write_each
+from kvstore.drivers._options import check_seconds, own_query, parted
 from kvstore.errors import (
     BackendTimeout,
     BackendUnavailable,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MAX_VALUE_BYTES = 16 * 2**20 - 2**14
 """A document of MongoDB has at most 16 MiB; the rest of it is for the key and the custom metadata."""
 
+_LOGIN = re.compile(r"(?:[^/?@:%]|%[0-9a-fA-F]{2})*(?::(?:[^/?@:%]|%[0-9a-fA-F]{2})*)?@")
+"""What PyMongo takes."""
 _OWN_QUERY = {"collection": str, "base": str, "replica_set": bool, "connect_timeout": float, "timeout": float}
 
 T = TypeVar("T")
@@ -73,11 +75,10 @@ class MongodbDriver(Driver):
             raise ConfigError("give either a url or a client", driver="mongodb")
         if url is not None and not re.match(r"mongodb(\+srv)?://", url):
             raise ConfigError("a MongoDB URL starts with mongodb:// or mongodb+srv://", driver="mongodb")
-        for name, seconds in (("connect_timeout", connect_timeout), ("timeout", timeout)):
-            if not 0 < seconds < float("inf"):
-                raise ConfigError(f"{name} is a positive number of seconds, not {seconds!r}", driver="mongodb")
+        check_seconds("mongodb", connect_timeout=connect_timeout, timeout=timeout)
         if not collection:
             raise ConfigError("a collection has a name", driver="mongodb")
+        self._address = "" if url is None else parted(url, _LOGIN, "mongodb").address
         self._url = url
         self._given = client
         self._open = Lifetime()
@@ -94,23 +95,13 @@ class MongodbDriver(Driver):
         )
 
     def __repr__(self) -> str:
-        # Of the URL only what follows the last `@`: a password that is not escaped may hold any other mark.
-        address = (self._url or "").rpartition("://")[2].rpartition("@")[2].partition("?")[0]
-        return f"MongodbDriver({address!r}, collection={self._name!r}, base={self._prefix!r})"
+        return f"MongodbDriver({self._address!r}, collection={self._name!r}, base={self._prefix!r})"
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """The URL of MongoDB; `collection`, `base`, `replica_set`, `connect_timeout` and `timeout` may stand in its query."""
-        address, _, query = url.partition("?")
-        own: dict[str, Any] = {}
-        others = []
-        for part in filter(None, query.split("&")):
-            [(name, value)] = parse_qsl(part, keep_blank_values=True) or [(part, "")]
-            if name in _OWN_QUERY:
-                own[name] = _parsed(name, value)
-            else:
-                others.append(part)
-        return cls(address + ("?" + "&".join(others) if others else ""), **(own | options))
+        address, own = own_query(url, _OWN_QUERY, "mongodb")
+        return cls(address, **(own | options))
 
     # Connecting
 
@@ -250,13 +241,3 @@ def _imported() -> Any:
     import pymongo.errors
 
     return pymongo
-
-
-def _parsed(name: str, value: str) -> Any:
-    kind = _OWN_QUERY[name]
-    try:
-        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        raise ConfigError(
-            f"{name} is {'true or false' if kind is bool else 'a number'}, not {value!r}", driver="mongodb"
-        ) from None

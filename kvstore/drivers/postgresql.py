@@ -66,7 +66,7 @@ class _Postgresql(Server):
         arguments: dict[str, Any] = {name: query[name] for name in query if name not in _LIBPQ}
         mode = query.get("sslmode")
         if mode not in (None, "disable", "allow", "prefer", "require", "verify-ca", "verify-full"):
-            raise ValueError(f"sslmode is one of libpq's, not {mode!r}")
+            raise ValueError("sslmode is one of libpq's: disable, allow, prefer, require, verify-ca or verify-full")
         if "sslrootcert" in query or "sslcert" in query or mode in ("verify-ca", "verify-full"):
             context = ssl.create_default_context(cafile=query.get("sslrootcert"))
             context.check_hostname = mode == "verify-full"

@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from secrets import token_hex
 from typing import Any, Self
-from urllib.parse import parse_qsl
 
 from kvstore.clock import now_ms
 from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
+from kvstore.drivers._options import check_seconds, own_query
 from kvstore.drivers._redis import scripts
 from kvstore.drivers._redis.address import OWN_QUERY, Address, parsed
 from kvstore.drivers._redis.wire import Asked, Wire
@@ -67,9 +67,7 @@ class RedisDriver(Driver):
     ) -> None:
         if (url is None) == (client is None):
             raise ConfigError("give either a url or a client", driver="redis")
-        for name, seconds in (("connect_timeout", connect_timeout), ("timeout", timeout)):
-            if not 0 < seconds < float("inf"):
-                raise ConfigError(f"{name} is a positive number of seconds, not {seconds!r}", driver="redis")
+        check_seconds("redis", connect_timeout=connect_timeout, timeout=timeout)
         settings: Mapping[str, Any] = {}
         if client is not None:
             cluster = hasattr(client, "get_default_node")
@@ -114,16 +112,8 @@ class RedisDriver(Driver):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """The options of the driver may stand in the query."""
-        address, _, query = url.partition("?")
-        own: dict[str, Any] = {}
-        others = []
-        for part in filter(None, query.split("&")):
-            [(name, value)] = parse_qsl(part, keep_blank_values=True) or [(part, "")]
-            if name in OWN_QUERY:
-                own[name] = _parsed(name, value)
-            else:
-                others.append(part)
-        return cls(address + ("?" + "&".join(others) if others else ""), **(own | options))
+        address, own = own_query(url, OWN_QUERY, "redis")
+        return cls(address, **(own | options))
 
     # Connecting
 
@@ -440,13 +430,3 @@ def _settings(client: Any) -> Mapping[str, Any]:
     pool: Any = getattr(client, "connection_pool", None)
     settings: Mapping[str, Any] = pool.connection_kwargs if pool is not None else getattr(client, "connection_kwargs", {})
     return settings
-
-
-def _parsed(name: str, value: str) -> Any:
-    kind = OWN_QUERY[name]
-    try:
-        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        raise ConfigError(
-            f"{name} is {'true or false' if kind is bool else 'a number'}, not {value!r}", driver="redis"
-        ) from None

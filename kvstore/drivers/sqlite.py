@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from typing import Any, Literal, Self, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
+from kvstore.drivers._options import check_query, own_query, split_url
 from kvstore.drivers._sqlite.connection import LONGEST_TIMEOUT, as_kvstore_error, is_busy, is_read_only, transaction
 from kvstore.drivers._sqlite.rows import LargeRowError, Rows, array
 from kvstore.drivers._sqlite.schema import VERSIONS, begin_log, check, prepare
@@ -30,6 +31,8 @@ _INLINE_READS = 64
 _INLINE_COMMITS = 16
 _INLINE_SCAN = 250
 _CHECKPOINT_BYTES = 4 * 2**20
+
+_OWN_QUERY = {"synchronous": str, "table": str, "timeout": float}
 
 T = TypeVar("T")
 
@@ -93,21 +96,12 @@ class SqliteDriver(Driver):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """`sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:`; options may follow as a query."""
-        parts = urlsplit(url)
+        address, own = own_query(url, _OWN_QUERY, "sqlite")
+        parts = split_url(address, "sqlite")
         if parts.netloc or not parts.path.strip("/") or parts.fragment:
             raise ConfigError("a SQLite URL is sqlite:///relative.db or sqlite:////absolute.db", driver="sqlite")
-        query: dict[str, Any] = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if "timeout" in query:
-            try:
-                query["timeout"] = float(query["timeout"])
-            except ValueError:
-                raise ConfigError(f"timeout is a number of seconds, not {query['timeout']!r}", driver="sqlite") from None
-        unknown = set(query) - {"synchronous", "table", "timeout"}
-        if unknown:
-            raise ConfigError(
-                f"there is no option {min(unknown)!r} in a SQLite URL; there are synchronous, table, timeout", driver="sqlite"
-            )
-        return cls(unquote(parts.path[1:]), **(query | options))
+        check_query(parts.query, _OWN_QUERY, (), "sqlite")
+        return cls(unquote(parts.path[1:]), **(own | options))
 
     # Connecting
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -124,7 +125,9 @@ _PLAIN = ("endpoint_url", "region_name", "host", "port", "protocol", "project")
 def _secrets(options: object, name: str = "") -> set[str]:
     if isinstance(options, Mapping):
         return {text for key, value in options.items() for text in _secrets(value, str(key))}
-    return {options} if isinstance(options, str) and name not in _PLAIN else set()
+    if not isinstance(options, str):
+        return set()
+    return {*re.findall("://[^/@:]*:(.*)@", options)} if name in _PLAIN else {options}
 
 
 def closed() -> BackendUnavailable:

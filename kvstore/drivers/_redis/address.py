@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 
+from kvstore.drivers._options import LOGIN, check_query, parted, split_url, unclear
 from kvstore.errors import ConfigError
 
 OWN_QUERY = {"base": str, "index": bool, "cluster": bool, "connect_timeout": float, "timeout": float}
@@ -38,16 +39,12 @@ def parsed(url: str) -> Address:
     scheme = scheme.lower()
     if scheme not in _SCHEMES or "://" not in url:
         raise _wrong("a Redis URL starts with redis://, rediss://, unix:// or redis+sentinel://")
-    try:
-        parts = urlsplit(f"{scheme}://{rest}")
-    except ValueError as error:  # brackets that do not match
-        raise _wrong("the host of this Redis URL can't be read") from error
-    options = parse_qsl(parts.query, keep_blank_values=True)
-    if parts.fragment or (scheme != "unix" and "@" in parts.path) or any("@" in name for name, _ in options):
-        raise _wrong("each / ? # @ of a user name or a password has to be percent-encoded in a URL")
-    _check_query(scheme, options)
+    shown = f"{scheme}://{parted(url, LOGIN, 'redis').address}"
+    parts = split_url(f"{scheme}://{rest}", "redis")
+    if parts.fragment or (scheme != "unix" and "@" in parts.path):
+        raise unclear("redis")
+    _check_query(scheme, parts.query)
     redis_url = f"{scheme.replace('valkey', 'redis')}://{rest}"
-    shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if scheme == "unix":
         if not parts.path.strip("/"):
             raise _wrong("the URL of a Unix socket is unix:///path/of/the/socket")
@@ -56,7 +53,7 @@ def parsed(url: str) -> Address:
         return _sentinel(parts, redis_url, shown)
     try:
         parts.port  # noqa: B018 - parsed when it is asked for
-    except ValueError:
+    except ValueError:  # which shows no more than the digits
         raise _wrong("the port in a Redis URL is a number up to 65535") from None
     return Address(redis_url, shown, _db(parts.path.strip("/")))
 
@@ -82,16 +79,12 @@ def _db(text: str) -> int:
     return int(text or 0)
 
 
-def _check_query(scheme: str, options: list[tuple[str, str]]) -> None:
-    for name, value in options:
-        if name in OWN_QUERY:
-            raise _wrong(f"give {name!r} as an option beside `url`, not in its query")
-        if name not in TLS_QUERY:
-            raise _wrong(f"there is no option {name!r} in a Redis URL; there are {', '.join([*OWN_QUERY, *TLS_QUERY])}")
+def _check_query(scheme: str, query: str) -> None:
+    for name, value in check_query(query, OWN_QUERY, TLS_QUERY, "redis"):
         if scheme != "rediss":
             raise _wrong(f"{name!r} is for TLS, and so for a URL that starts with rediss://")
         if name == "ssl_cert_reqs" and value not in ("none", "optional", "required"):
-            raise _wrong(f"ssl_cert_reqs is none, optional or required, not {value!r}")
+            raise _wrong("ssl_cert_reqs is none, optional or required")
 
 
 def _wrong(message: str) -> ConfigError:

@@ -10,10 +10,10 @@ from functools import partial
 from operator import itemgetter
 from secrets import randbits
 from typing import Any, ClassVar, NamedTuple, Self
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from kvstore.clock import Clock
 from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
+from kvstore.drivers._options import check_query, check_seconds, own_query, parted
 from kvstore.drivers._sql.connection import Connection, transaction
 from kvstore.drivers._sql.pool import Pool
 from kvstore.drivers._sql.server import STEP, VERSIONS, Row, Server
@@ -25,6 +25,8 @@ from kvstore.lifetime import Lifetime
 _TRIES_OF_PIECES = 10
 _Wanted = Mapping[str, tuple[bytes, bytes] | None]
 """What must be there: a value and its digest."""
+_LOGIN = re.compile(r"[^:/]*(?::[^@]*)?@")
+"""What SQLAlchemy takes: a password may hold all but an `@`."""
 _OWN_QUERY = {"table": str, "schema": str, "connections": int, "connect_timeout": float, "timeout": float}
 
 
@@ -57,24 +59,20 @@ class SqlDriver(Driver):
             raise ConfigError("give either a url or an engine", driver=self.name)
         for option, name in (("table", table), ("schema", schema or "x")):
             if not re.fullmatch(rf"(?!{VERSIONS}$)[a-z_][a-z0-9_]{{0,50}}", name, re.IGNORECASE | re.ASCII):
-                raise ConfigError(f"{option} is a plain name of letters, digits and _, not {name!r}", driver=self.name)
-        for option, number in (("connections", connections), ("connect_timeout", connect_timeout), ("timeout", timeout)):
-            if not 0 < number < float("inf"):
-                raise ConfigError(f"{option} is a positive number, not {number!r}", driver=self.name)
-        scheme, marks, rest = (url or "").partition("://")
-        url = url and scheme.lower() + marks + rest
-        parts = _split(url or "", self.name)
-        if url is not None and parts.scheme.partition("+")[0] not in self.server.schemes:
-            starts = " or ".join(f"{scheme}://" for scheme in self.server.schemes)
-            raise ConfigError(f"a URL of {self.server.name} starts with {starts}", driver=self.name)
-        for option in dict(parse_qsl(parts.query, keep_blank_values=True)):
-            if "@" in option:  # and so a part of a password, which is not to be shown
-                raise ConfigError("a ? in a user name or a password is %3F in a URL", driver=self.name)
-            if option not in self.server.options:
-                known = ", ".join([*_OWN_QUERY, *self.server.options])
-                raise ConfigError(f"there is no option {option!r} in this URL; there are {known}", driver=self.name)
-        # What follows the last `@`, for a password that is not escaped may hold any other mark.
-        self._address = f"{parts.scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if url else "an engine"
+                raise ConfigError(f"{option} is a plain name of letters, digits and _", driver=self.name)
+        if connections <= 0:
+            raise ConfigError(f"connections is a positive number, not {connections!r}", driver=self.name)
+        check_seconds(self.name, connect_timeout=connect_timeout, timeout=timeout)
+        self._address = "an engine"
+        if url is not None:
+            scheme, _, rest = url.partition("://")
+            scheme = scheme.lower()
+            if not re.fullmatch(rf"({'|'.join(self.server.schemes)})(\+\w+)?", scheme):
+                starts = " or ".join(f"{scheme}://" for scheme in self.server.schemes)
+                raise ConfigError(f"a URL of {self.server.name} starts with {starts}", driver=self.name)
+            self._address = f"{scheme}://{parted(url, _LOGIN, self.name).address}"
+            check_query(rest.partition("?")[2], _OWN_QUERY, self.server.options, self.name)
+            url = f"{scheme}://{rest}"
         self._server = self.server(schema, table)
         self._sql = self._server.sql
         self._time = self.clock = Clock()
@@ -87,13 +85,8 @@ class SqlDriver(Driver):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """A URL as SQLAlchemy has it; the options of this driver may stand in its query."""
-        own, others = {}, []
-        for name, value in parse_qsl(_split(url, cls.__module__.rpartition(".")[2]).query, keep_blank_values=True):
-            if name in _OWN_QUERY:
-                own[name] = _parsed(name, value)
-            else:
-                others.append((name, value))
-        return cls(url.partition("?")[0] + (f"?{urlencode(others)}" if others else ""), **(own | options))
+        address, own = own_query(url, _OWN_QUERY, cls.__module__.rpartition(".")[2])
+        return cls(address, **(own | options))
 
     async def connect(self) -> None:
         await self._open.begin(self._pool.aclose)
@@ -338,17 +331,3 @@ def _holds(found: bytes | _New | None, wanted: tuple[bytes, bytes] | None) -> bo
     if found is None or wanted is None:
         return found is None and wanted is None
     return found.data == wanted[0] if isinstance(found, _New) else found == wanted[1]
-
-
-def _split(url: str, driver: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError as error:  # brackets that do not match
-        raise ConfigError("the host of this URL can't be read", driver=driver) from error
-
-
-def _parsed(name: str, value: str) -> Any:
-    try:
-        return _OWN_QUERY[name](value)
-    except ValueError:
-        raise ConfigError(f"{name} is a number, not {value!r}") from None

@@ -140,6 +140,8 @@ class Pool:
             raise BackendUnavailable(f"no connection to {self._server.name} in {self._connect_timeout:g} seconds") from error
         except ModuleNotFoundError as error:
             raise self._missing(str(error.name)) from error
+        except UnicodeError:  # which shows what it is about; asyncmy's passwords are Latin-1
+            raise ConfigError(f"the client for {self._server.name} can't encode the user name or the password") from None
         except Exception as error:
             fault = self._fault(error)
             kind = BackendUnavailable if fault.kind is BackendError else fault.kind
