@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,14 @@ def open_storage(source: str | os.PathLike[str] | Mapping[str, Any] | None = Non
         mounts = content.get("mounts")
         if "mounts" not in content or isinstance(mounts, str) or (isinstance(mounts, Mapping) and "driver" in mounts):
             content = {"mounts": content}
-    elif isinstance(source, str | os.PathLike) and isinstance(path := os.fspath(source), str):
+    else:
+        path: object = None
+        with suppress(TypeError):
+            path = os.fspath(source)
+        if not isinstance(path, str):
+            raise _wrong(f"a configuration is the path of a file or a mapping, not {type(source).__name__}")
         content = _load(path, where)
         where = ": ".join(filter(None, (where, path)))
-    else:
-        raise _wrong(f"a configuration is the path of a file or a mapping, not {type(source).__name__}")
     return _build(content, where or "the mapping")
 
 

@@ -182,7 +182,7 @@ def _check_options(cls: type[Driver], options: Mapping[str, Any], *, complete: b
     for option, value in options.items():
         try:
             msgspec.convert(value, hints.get(option, Any))
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:
             choices = typing.get_args(hints[option]) if typing.get_origin(hints[option]) is Literal else ()
             named = f"; there are {', '.join(map(repr, choices))}" if choices else ""
             raise ConfigError(f"option {option!r} is wrong: {error}{named}", driver=name) from None

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pymongo
 import pytest
+import redis
+import sqlalchemy
 
 from kvstore import (
     ConfigError,
@@ -302,6 +307,152 @@ def test_a_wrong_option_is_refused_by_name_with_the_closest(driver: str, options
     with pytest.raises(ConfigError) as caught:
         create_storage(driver, **options)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("tll", "did you mean 'ttl'"), ("readonly", "did you mean 'read_only'"), ("x", "'x'; there are")]
+)
+def test_E2_an_option_beside_an_instance_is_refused_with_the_closest_of_a_mount(option: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        create_storage(MemoryDriver(), **{option: 5})
+    assert caught.value.driver == "memory"
+
+
+NONSENSE: list[Any] = [
+    *(5, 1.5, True, b"x.toml", b"redis://h", [], (), object(), type, float("nan"), 10**400, "\ud800", "a\0b", "", "a..b", "a."),
+    *("kvstore.driver:Driver", "builtins:int", "memory:x", "é://x", "1://", "sqlite://", "x" * 5000),
+    *("~nobody-of-this-name/x", "[", "a\nb://c", lambda: 1, {"a": 5}, {5: "x"}),
+]
+
+
+def test_E1_nonsense_in_a_configuration_raises_an_error_of_the_tree() -> None:
+    for wrong in NONSENSE:
+        for driver, options in (
+            *(("sqlite", ("path", "table", "synchronous", "timeout")), ("fs", ("path", "layout", "fsync", "timeout"))),
+            *(("diskcache", ("path", "timeout", "size_limit")), ("redis", ("url", "client", "index", "timeout"))),
+            *(("postgresql", ("url", "engine", "table", "connections")), ("mysql", ("url", "engine", "schema", "timeout"))),
+            *(("mongodb", ("url", "client", "replica_set")), ("fsspec", ("url", "fs", "storage_options", "timeout"))),
+        ):
+            for option in options:
+                with suppress(KVStoreError):
+                    create_storage(driver, **{option: wrong})
+                if option in ("client", "engine", "fs"):
+                    with pytest.raises(ConfigError):
+                        create_storage(driver, **{option: wrong})
+        calls: list[Callable[[], object]] = [
+            lambda: open_storage(wrong),  # noqa: B023
+            lambda: open_storage({"mounts": wrong}),  # noqa: B023
+            lambda: open_storage({"mounts": {"x": {"driver": wrong}}}),  # noqa: B023
+            lambda: create_storage(wrong),  # noqa: B023
+            lambda: create_storage(read_only=5 if wrong is True else wrong),  # noqa: B023
+        ]
+        for call in calls:
+            with pytest.raises(KVStoreError):
+                call()
+        for perhaps in (lambda: create_storage().mount(wrong, "memory"), lambda: create_storage(ttl=wrong)):  # noqa: B023
+            with suppress(KVStoreError):
+                perhaps()
+
+
+def test_a_client_that_is_not_for_asyncio_is_refused() -> None:
+    for driver, option, client in (
+        ("redis", "client", redis.Redis()),
+        ("mongodb", "client", pymongo.MongoClient("mongodb://127.0.0.1:1", connect=False)),
+        ("postgresql", "engine", sqlalchemy.create_engine("sqlite://")),
+    ):
+        with pytest.raises(ConfigError, match=rf"{option} is an .*[Aa]sync.*, not {type(client).__module__}"):
+            create_storage(driver, **{option: client})
+
+
+def test_what_is_wrong_under_a_mount_or_a_file_names_the_operation(tmp_path: Path) -> None:
+    for wrong in ({"x": "nowhere"}, tmp_path / "none.toml", {"mounts": 5}, 5):
+        with pytest.raises(KVStoreError) as caught:
+            open_storage(wrong)  # type: ignore[arg-type]
+        assert caught.value.operation == "open_storage"
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p#w@h/db?table=mine", "PostgresqlDriver('postgresql://h/db', table='\"mine\"')"),
+        ("postgresql://u:p/w@h:5/db?schema=s", "PostgresqlDriver('postgresql://h:5/db', table='\"s\".\"kvstore\"')"),
+        ("mysql://me@server:p:[w]@h/db", "MysqlDriver('mysql://h/db', table='\"kvstore\"')"),
+        ("postgresql://me@/db?host=/run/a@b", "PostgresqlDriver('postgresql:///db', table='\"kvstore\"')"),
+        ("postgresql://[::1]:5432/db", "PostgresqlDriver('postgresql://[::1]:5432/db', table='\"kvstore\"')"),
+        ("redis://u:p@ss:w@h:1/2", "RedisDriver('redis://h:1/2', base='')"),
+        ("redis://localhost:6379/0?base=me@here", "RedisDriver('redis://localhost:6379/0', base='me@here:')"),
+        ("unix:///run/a@b.sock", "RedisDriver('unix:///run/a@b.sock', base='')"),
+        ("unix://u:pw@/run/a.sock", "RedisDriver('unix:///run/a.sock', base='')"),
+        ("redis+sentinel://u:p@[::1]:1,b/main/3", "RedisDriver('redis+sentinel://[::1]:1,b/main/3', base='')"),
+        ("mongodb://u:p%40[w]#@a:1,b:2/db?collection=a@b", "MongodbDriver('a:1,b:2/db', collection='a@b', base='')"),
+        ("mongodb://%2Ftmp%2Fm.sock/db", "MongodbDriver('%2Ftmp%2Fm.sock/db', collection='kvstore', base='')"),
+        ("s3://bucket/a@b", "FsspecDriver('s3://bucket/a@b')"),
+        ("s3://arn:aws:s3:eu-west-1:1:accesspoint/x/y", "FsspecDriver('s3://arn:aws:s3:eu-west-1:1:accesspoint/x/y')"),
+        ("abfs://container@account.dfs.core.windows.net/x", "FsspecDriver('abfs://account.dfs.core.windows.net/x')"),
+        ("sftp://me@host/a@b", "FsspecDriver('sftp://host/a@b')"),
+    ],
+)
+def test_a_mark_that_makes_nothing_unclear_may_stand_in_a_url(url: str, shown: str) -> None:
+    assert repr(create_storage(url).get_mount("key").driver) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("postgresql://u:p@w@h/db", "postgresql://u:p@s/w@h/db", "mysql://u:p?w@h/db", "mysql://u:p?table=w@h/db"),
+        *(
+            "redis://u:p/w@h",
+            "redis://u:p?w@h",
+            "redis://u:p#w@h",
+            "redis://u:p[w]@h",
+            "redis://u:p@h/0@1",
+            "unix://u:p/w@/run/a",
+        ),
+        *(
+            "mongodb://u:p@w@h",
+            "mongodb://u:p:w@h",
+            "mongodb://u:p/w@h",
+            "mongodb://u:p?w@h",
+            "mongodb://u:p%zz@h",
+            "mongodb://u:p%@h",
+        ),
+        *("sftp://u:p/w@h/x", "sftp://u:p?w@h/x", "sftp://u:p@h/x@y", "sftp://u:p[w]@h/x", "s3://k:s/x@bucket/x"),
+    ],
+)
+def test_E1_a_mark_that_makes_a_login_unclear_is_refused_with_what_to_do(url: str) -> None:
+    scheme = url.partition(":")[0]
+    driver = {"unix": "redis", "sftp": "fsspec", "s3": "fsspec"}.get(scheme, scheme)
+    for make in (lambda: create_storage(url), lambda: create_storage(driver, url=url)):
+        with pytest.raises(ConfigError, match="percent-encoded") as caught:
+            make()
+        assert caught.value.driver == driver
+        assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("url", ["redis:/u:p@h", "redis:u:p@h", "redis//u:p@h", "postgresql:u:p@h", "mysql/x", "redis:x"])
+def test_a_url_without_its_slashes_is_refused_with_what_to_do(url: str) -> None:
+    scheme = re.split("[:/]", url)[0]
+    with pytest.raises(DriverNotFoundError, match=f"a URL of {scheme} starts with {scheme}://"):
+        create_storage(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://h/db?timeout=soon", "timeout is a number of seconds"),
+        ("mysql://h/db?connections=few", "connections is a whole number"),
+        ("redis://h?index=maybe", "index is true or false"),
+        ("sqlite:///x.db?timeout=soon", "timeout is a number of seconds"),
+        ("s3://bucket?timeout=soon", "timeout is a number of seconds"),
+    ],
+)
+def test_E1_an_option_of_a_url_that_is_wrong_is_said_with_the_driver(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        create_storage(url)
+    assert caught.value.driver is not None
 
 
 def test_nothing_is_connected_or_made_before_the_first_call(tmp_path: Path) -> None:

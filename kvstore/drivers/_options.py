@@ -38,6 +38,13 @@ def check_seconds(driver: str, **options: float) -> None:
             raise ConfigError(f"{name} is a positive number of seconds, not {seconds!r}", driver=driver)
 
 
+def check_client(driver: str, option: str, client: object, kind: str, *, is_one: bool) -> None:
+    """Raises `ConfigError` for an object of a user that is not of a `kind`, such as a client that is not for asyncio."""
+    if client is not None and not is_one:
+        given = f"{type(client).__module__}.{type(client).__qualname__}"
+        raise ConfigError(f"{option} is {kind}, not {given}", driver=driver)
+
+
 def own_query(url: str, kinds: Mapping[str, type[Any]], driver: str) -> tuple[str, dict[str, Any]]:
     """The URL without the options named in `kinds`, and these. The rest of the query stays to the letter."""
     address, _, query = url.partition("?")

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kvstore.clock import Clock
@@ -16,7 +17,7 @@ from kvstore.drivers._mongodb.client import known, made, prepared, set_by_server
 from kvstore.drivers._mongodb.documents import EXPIRY, REVISION, Document, Documents, date, stat_of, value_of
 from kvstore.drivers._mongodb.transactions import commit
 from kvstore.drivers._mongodb.writing import clear, swap, sweep, update, write_each
-from kvstore.drivers._options import check_seconds, own_query, parted
+from kvstore.drivers._options import check_client, check_seconds, own_query, parted
 from kvstore.errors import (
     BackendTimeout,
     BackendUnavailable,
@@ -75,6 +76,8 @@ class MongodbDriver(Driver):
             raise ConfigError("give either a url or a client", driver="mongodb")
         if url is not None and not re.match(r"mongodb(\+srv)?://", url):
             raise ConfigError("a MongoDB URL starts with mongodb:// or mongodb+srv://", driver="mongodb")
+        is_one = iscoroutinefunction(getattr(client, "close", None))
+        check_client("mongodb", "client", client, "an AsyncMongoClient", is_one=is_one)
         check_seconds("mongodb", connect_timeout=connect_timeout, timeout=timeout)
         if not collection:
             raise ConfigError("a collection has a name", driver="mongodb")

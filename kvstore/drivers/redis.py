@@ -9,12 +9,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
+from inspect import iscoroutinefunction
 from secrets import token_hex
 from typing import Any, Self
 
 from kvstore.clock import now_ms
 from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
-from kvstore.drivers._options import check_seconds, own_query
+from kvstore.drivers._options import check_client, check_seconds, own_query
 from kvstore.drivers._redis import scripts
 from kvstore.drivers._redis.address import OWN_QUERY, Address, parsed
 from kvstore.drivers._redis.wire import Asked, Wire
@@ -68,6 +69,8 @@ class RedisDriver(Driver):
         if (url is None) == (client is None):
             raise ConfigError("give either a url or a client", driver="redis")
         check_seconds("redis", connect_timeout=connect_timeout, timeout=timeout)
+        is_one = iscoroutinefunction(getattr(client, "execute_command", None))
+        check_client("redis", "client", client, "an asyncio client of redis-py", is_one=is_one)
         settings: Mapping[str, Any] = {}
         if client is not None:
             cluster = hasattr(client, "get_default_node")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from kvstore.clock import Clock
 from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
-from kvstore.drivers._options import check_query, check_seconds, own_query, parted
+from kvstore.drivers._options import check_client, check_query, check_seconds, own_query, parted
 from kvstore.drivers._sql.connection import Connection, transaction
 from kvstore.drivers._sql.pool import Pool
 from kvstore.drivers._sql.server import STEP, VERSIONS, Row, Server
@@ -57,22 +57,23 @@ class SqlDriver(Driver):
     ) -> None:
         if (url is None) == (engine is None):
             raise ConfigError("give either a url or an engine", driver=self.name)
-        for option, name in (("table", table), ("schema", schema or "x")):
-            if not re.fullmatch(rf"(?!{VERSIONS}$)[a-z_][a-z0-9_]{{0,50}}", name, re.IGNORECASE | re.ASCII):
-                raise ConfigError(f"{option} is a plain name of letters, digits and _", driver=self.name)
-        if connections <= 0:
-            raise ConfigError(f"connections is a positive number, not {connections!r}", driver=self.name)
-        check_seconds(self.name, connect_timeout=connect_timeout, timeout=timeout)
+        check_client(self.name, "engine", engine, "an AsyncEngine of SQLAlchemy", is_one=hasattr(engine, "sync_engine"))
         self._address = "an engine"
         if url is not None:
-            scheme, _, rest = url.partition("://")
+            scheme, marks, rest = url.partition("://")
             scheme = scheme.lower()
-            if not re.fullmatch(rf"({'|'.join(self.server.schemes)})(\+\w+)?", scheme):
+            if not marks or not re.fullmatch(rf"({'|'.join(self.server.schemes)})(\+\w+)?", scheme):
                 starts = " or ".join(f"{scheme}://" for scheme in self.server.schemes)
                 raise ConfigError(f"a URL of {self.server.name} starts with {starts}", driver=self.name)
             self._address = f"{scheme}://{parted(url, _LOGIN, self.name).address}"
             check_query(rest.partition("?")[2], _OWN_QUERY, self.server.options, self.name)
             url = f"{scheme}://{rest}"
+        for option, name in (("table", table), ("schema", schema or "x")):
+            if not re.fullmatch(rf"(?!{VERSIONS}$)[a-z_][a-z0-9_]{{0,50}}", name, re.IGNORECASE | re.ASCII):
+                raise ConfigError(f"{option} is a plain name of letters, digits and _", driver=self.name)
+        if not connections > 0:
+            raise ConfigError(f"connections is a positive number, not {connections!r}", driver=self.name)
+        check_seconds(self.name, connect_timeout=connect_timeout, timeout=timeout)
         self._server = self.server(schema, table)
         self._sql = self._server.sql
         self._time = self.clock = Clock()
