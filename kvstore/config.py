@@ -94,7 +94,8 @@ def _build(content: Mapping[str, Any], where: str) -> Storage:
                 raise ConfigError("the mount names no `driver`")
             storage.mount(base, driver, **options)
         except KVStoreError as error:
-            at = {"operation": "open_storage", "mount": str(base), "driver": error.driver}
+            place = None if "://" in str(base) else str(base)  # a URL where a base belongs may have a password
+            at = {"operation": "open_storage", "mount": place, "driver": error.driver}
             raise type(error)(f"{where}: {error.message}", **at) from error.__cause__
     return storage
 

@@ -411,6 +411,16 @@ def test_E1_no_part_of_a_password_is_shown_however_a_url_is_mistyped(
     asyncio.run(call())
 
 
+def test_E1_a_configuration_with_a_url_in_place_of_a_base_or_a_setting_shows_no_password(tmp_path: Path) -> None:
+    url = "redis://user:S3cRet@host"
+    (tmp_path / "x.toml").write_text(f'"{url}" = "x"', "utf-8")
+    (tmp_path / "latin.toml").write_bytes(f'mounts = "{url}\xe9"'.encode("latin-1"))
+    for source in ({url: "cache"}, tmp_path / "x.toml", tmp_path / "latin.toml"):
+        with pytest.raises(KVStoreError) as caught:
+            open_storage(source)  # type: ignore[arg-type]
+        _check(_shown(caught.value), url)
+
+
 @in_loop
 async def test_E1_a_password_of_an_s3_endpoint_is_shown_by_no_error() -> None:
     for password in ("S3cRet", "S3cRet/hunTer", "S3cRet@hunTer", "S3cRet%40hunTer"):
