@@ -429,7 +429,8 @@ def test_E1_a_mark_that_makes_a_login_unclear_is_refused_with_what_to_do(url: st
         with pytest.raises(ConfigError, match="percent-encoded") as caught:
             make()
         assert caught.value.driver == driver
-        assert caught.value.__context__ is None
+        assert caught.value.__cause__ is None
+        assert caught.value.__context__ is None or caught.value.__context__.__context__ is None  # the same without its call
 
 
 @pytest.mark.parametrize("url", ["redis:/u:p@h", "redis:u:p@h", "redis//u:p@h", "postgresql:u:p@h", "mysql/x", "redis:x"])
