@@ -12,7 +12,8 @@ from kvstore.driver import PAGE, Write
 from kvstore.errors import ClosedError, InvalidKeyError, InvalidValueError, KVStoreError, backend_error
 from kvstore.keys import below, normalize_base, normalize_below
 from kvstore.listing import pages
-from kvstore.mount import Mount, MountTable, Route
+from kvstore.mount import Mount
+from kvstore.table import MountTable, Route
 from kvstore.values import Ttl, check_ttl, encode
 
 ROUTES = 10_000

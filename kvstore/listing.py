@@ -8,7 +8,8 @@ from functools import partial
 from kvstore.driver import PAGE
 from kvstore.errors import KVStoreError
 from kvstore.keys import RESERVED, after_all, below, past
-from kvstore.mount import Mount, MountTable
+from kvstore.mount import Mount
+from kvstore.table import MountTable
 
 _RESERVED_END = past(below(RESERVED))
 _FEW = 16
