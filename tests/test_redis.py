@@ -618,6 +618,19 @@ def test_a_database_that_is_not_there_is_unavailable_and_said() -> None:
     main()
 
 
+def test_T2_a_key_that_expires_in_the_very_millisecond_of_a_count_is_not_counted_for_ever(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as storage:
+            await asyncio.gather(*(storage.set_item(f"k{n}", n, ttl=0.3 + n / 1000) for n in range(300)))
+            async with asyncio.timeout(10):
+                while await storage.count():
+                    await asyncio.sleep(0)
+            assert await storage.get_keys() == []
+
+    main()
+
+
 # Options
 
 

@@ -48,25 +48,33 @@ local function expire(key, at)
 end
 """
 
-_PURGE = """
-local function purge()
-    local time = redis.call('TIME')
-    local now = time[1] * 1000 + math.floor(time[2] / 1000)
-    while true do
-        local due = redis.call('ZRANGEBYSCORE', expiring, '-inf', now, 'LIMIT', 0, 1000)
-        local gone = {}
-        for _, key in ipairs(due) do
-            if redis.call('EXISTS', prefix .. key) == 0 then
-                gone[#gone + 1] = key
-            else
-                redis.call('ZREM', expiring, key)
-            end
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+# Until its millisecond is over a key is there, and so it may be for this script when TIME says that it is not.
+_PURGE = (
+    _NOW
+    + """
+while true do
+    local due = redis.call('ZRANGEBYSCORE', expiring, '-inf', string.format('(%.0f', now), 'LIMIT', 0, 1000)
+    local gone = {}
+    for _, key in ipairs(due) do
+        local at = redis.call('PEXPIRETIME', prefix .. key)
+        if at == -2 then
+            gone[#gone + 1] = key
+        elseif at == -1 then
+            redis.call('ZREM', expiring, key)
+        else
+            redis.call('ZADD', expiring, at, key)
         end
-        forget(gone)
-        if #due < 1000 then return end
     end
+    forget(gone)
+    if #due < 1000 or #gone == 0 then break end
 end
 """
+)
 
 WRITE = (
     _HEAD
@@ -216,7 +224,6 @@ SCAN = (
     + _TOGETHER
     + _PURGE
     + """
-purge()
 return redis.call(ARGV[6], index, ARGV[7], ARGV[8], 'LIMIT', 0, ARGV[9])
 """
 )
@@ -227,7 +234,6 @@ COUNT = (
     + _TOGETHER
     + _PURGE
     + """
-purge()
 return redis.call('ZLEXCOUNT', index, ARGV[6], ARGV[7])
 """
 )
@@ -237,7 +243,6 @@ CLEAR = (
     + _TOGETHER
     + _PURGE
     + """
-purge()
 local keys = redis.call('ZRANGEBYLEX', index, ARGV[6], ARGV[7], 'LIMIT', 0, 1000)
 local changes = {}
 for _, key in ipairs(keys) do
@@ -249,7 +254,7 @@ return keys
 """
 )
 
-SWEEP = _HEAD + _TOGETHER + _PURGE + "purge() return redis.call('ZRANGE', expiring, 0, 0, 'WITHSCORES')"
+SWEEP = _HEAD + _TOGETHER + _PURGE + "return redis.call('ZRANGE', expiring, 0, 0, 'WITHSCORES')"
 
 REINDEX = (
     _HEAD
