@@ -631,6 +631,25 @@ def test_T2_a_key_that_expires_in_the_very_millisecond_of_a_count_is_not_counted
     main()
 
 
+def test_E1_a_login_without_a_right_to_the_channel_writes_and_is_told_so() -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = servers.start()
+        async with Redis(port=port) as admin:
+            await admin.execute_command("ACL", "SETUSER", "app", "on", ">pass", "resetchannels", "~app:*", "+@all")
+        async with create_storage(f"redis://app:pass@127.0.0.1:{port}", base="app") as storage:
+            assert await storage.add_item("n", 1) is True
+            await storage.set_items({f"k{number}": number for number in range(10)})
+            assert await asyncio.gather(*(storage.remove_item(f"k{number}") for number in range(10))) == [True] * 10
+            assert await storage.clear() == 1
+            with pytest.raises(BackendUnavailable, match="refuses the login or the command"):
+                async with storage.watch():
+                    pass
+        server.stop()
+
+    main()
+
+
 # Options
 
 

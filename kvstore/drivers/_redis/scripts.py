@@ -26,7 +26,7 @@ end
 local function tell(changes)
     for first = 1, #changes, 1000 do
         local some = table.concat(changes, '\\0', first, math.min(first + 999, #changes))
-        redis.call('PUBLISH', channel, writer .. '\\0' .. some)
+        redis.pcall('PUBLISH', channel, writer .. '\\0' .. some)  -- all is written: a login that may not tell of it may do that
     end
 end
 local function remove(key)
