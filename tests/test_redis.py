@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import os
+import time
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from outside import leaves_the_loop_free
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
+from redis.crc import key_slot
 from running import in_loop
 from servers import redis as servers
 from servers.process import certificate, free_port, new_directory
 
 from kvstore import (
+    MISSING,
+    BackendError,
     BackendTimeout,
     BackendUnavailable,
     ConfigError,
@@ -29,6 +35,7 @@ from kvstore import (
     create_storage,
     snapshot,
 )
+from kvstore.clock import Clock
 from kvstore.drivers.redis import RedisDriver
 from kvstore.testing import DriverSuite
 from persistence import create_persistence
@@ -618,6 +625,106 @@ def test_a_database_that_is_not_there_is_unavailable_and_said() -> None:
     main()
 
 
+# What was lost or changed on the way
+
+
+async def _through(port: int, late: Callable[[bytes], float], lost: Callable[[bytes], bool]) -> asyncio.Server:
+    """A way to a server: what is sent takes `late` seconds, and the connection ends in place of an answer to what is `lost`."""
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+        cut = False
+
+        async def send() -> None:
+            nonlocal cut
+            while data := await reader.read(2**16):
+                cut = cut or lost(data)
+                await asyncio.sleep(late(data))
+                to_server.write(data)
+                await to_server.drain()
+            to_server.close()
+
+        async def answer() -> None:
+            while (data := await from_server.read(2**16)) and not cut:
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+
+        await asyncio.gather(send(), answer(), return_exceptions=True)
+
+    return await asyncio.start_server(forward, "127.0.0.1", 0)
+
+
+def port_of(server: asyncio.Server) -> int:
+    return int(server.sockets[0].getsockname()[1])
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_A2_what_is_not_idempotent_is_never_sent_twice_by_a_client_that_was_handed_in(tmp_path: Path, cluster: bool) -> None:
+    """Nor told to have failed when it was its own answer that was lost."""
+
+    @in_loop
+    async def main() -> None:
+        armed = False
+
+        def lost(data: bytes) -> bool:
+            nonlocal armed
+            is_lost, armed = armed and b"EVALSHA" in data, armed and b"EVALSHA" not in data
+            return is_lost
+
+        url = servers.cluster() if cluster else servers.url()
+        proxy = await _through(int(url.split(":")[2].partition("/")[0]), lambda _: 0.0, lost)
+        client: Any = Redis(port=port_of(proxy))
+        if cluster:
+            there = lambda address: ("127.0.0.1", port_of(proxy)) if f":{address[1]}" in url else address  # noqa: E731
+            client = RedisCluster.from_url(url, address_remap=there)
+        name = next(
+            f"{base(tmp_path)}{n}" for n in range(99) if not cluster or key_slot(f"{base(tmp_path)}{n}".encode()) < 5000
+        )
+        async with client, create_storage("redis", client=client, base=name) as storage:
+            await storage.set_items({"c": 0, "r": 1})
+            await storage.add_item("warm", 1)
+            for call in (
+                lambda: storage.add_item("n", 1),
+                lambda: storage.update_item("c", lambda value: value + 1),
+                lambda: storage.remove_item("r"),
+            ):
+                armed = True
+                with pytest.raises(BackendUnavailable, match="whether anything was written is not known"):
+                    await call()
+                assert not armed
+            assert await storage.get_items(["n", "c", "r"]) == {"n": 1, "c": 1, "r": None}
+        proxy.close()
+
+    main()
+
+
+def test_A3_a_listing_without_an_index_and_has_never_pass_a_write_whose_caller_was_cancelled(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        proxy = await _through(
+            int(servers.url().split(":")[2].partition("/")[0]), lambda data: 0.05 * (data.count(b"x") > 20_000), lambda _: False
+        )
+        driver = RedisDriver(f"redis://127.0.0.1:{port_of(proxy)}", base=base(tmp_path), index=False)
+        async with create_storage(driver) as storage:
+            for what in ("clear", "has"):
+                await asyncio.gather(*(storage.set_item(f"warm:{number}", 1) for number in range(4)))  # several connections
+                for _ in range(3):
+                    await storage.set_item("warm:0", 1)  # now in its caller's task
+                late = asyncio.create_task(storage.set_item("k", "x" * 300_000))
+                await asyncio.sleep(0.003)
+                late.cancel()
+                if what == "has":
+                    assert await storage.get_mount("k").has(["k", "warm:1"]) == [True, True]
+                else:
+                    assert await storage.clear() == 5
+                    await asyncio.sleep(0.5)
+                    assert await storage.get_keys() == []
+        proxy.close()
+
+    main()
+
+
 def test_T2_a_key_that_expires_in_the_very_millisecond_of_a_count_is_not_counted_for_ever(tmp_path: Path) -> None:
     @in_loop
     async def main() -> None:
@@ -627,6 +734,133 @@ def test_T2_a_key_that_expires_in_the_very_millisecond_of_a_count_is_not_counted
                 while await storage.count():
                     await asyncio.sleep(0)
             assert await storage.get_keys() == []
+
+    main()
+
+
+def test_A1_V4_a_large_value_is_read_whole_while_another_program_writes_it(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as storage, Redis.from_url(servers.url()) as client:
+            values = [letter * 3_000_000 for letter in (b"a", b"b")]
+            await storage.set_item_raw("key", values[0])
+
+            async def write(pause: float) -> None:
+                while True:
+                    for value in values:
+                        await client.set(f"{base(tmp_path)}:key", value)
+                        await asyncio.sleep(pause)
+
+            for pause in (0.0, 0.01, 0.1):  # all the time, and now and then
+                writing = asyncio.create_task(write(pause))
+                for _ in range(10):
+                    assert await storage.get_item_raw("key") in values
+                writing.cancel()
+                await asyncio.wait([writing])
+            await storage.remove_item("key")
+            assert await storage.get_item_raw("key") is None
+
+    main()
+
+
+def test_A1_a_large_value_is_read_whole_where_the_server_evicts() -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = servers.start("--maxmemory", "40mb", "--maxmemory-policy", "volatile-lru")
+        url = f"redis://127.0.0.1:{port}"
+        async with create_storage(url) as storage, create_storage(url) as other:
+            await storage.set_item_raw("big", b"x" * 12_000_000)
+            await storage.set_item_raw("big2", b"y" * 6_000_000)
+            for _ in range(6):
+                calls = [storage.get_item_raw("big"), other.get_item_raw("big"), storage.get_item_raw("big2")]
+                assert [len(data) for data in await asyncio.gather(*calls)] == [12_000_000, 12_000_000, 6_000_000]
+        server.stop()
+
+    main()
+
+
+def test_a_login_that_may_not_write_reads_a_large_value() -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = servers.start()
+        async with Redis(port=port) as admin, create_storage(f"redis://127.0.0.1:{port}") as storage:
+            await admin.execute_command("ACL", "SETUSER", "reader", "on", ">pass", "~*", "+@all", "-@write")
+            await storage.set_items({"big": "x" * 2_000_000, "small": 1})
+            async with create_storage(f"redis://reader:pass@127.0.0.1:{port}") as reader:
+                assert await reader.get_items(["big", "small", "none"]) == {"big": "x" * 2_000_000, "small": 1, "none": None}
+                assert await reader.get_item("big") == "x" * 2_000_000
+        server.stop()
+
+    main()
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_A1_A2_nothing_is_written_where_a_part_of_it_was_lost_on_the_server(tmp_path: Path, times: int) -> None:
+    """As by an eviction. It is sent again, some times."""
+
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as storage, Redis.from_url(servers.url()) as client:
+            driver: Any = storage.get_mount("key").driver
+            send, lost = driver._sent, 0
+
+            async def send_in_vain(data: bytes) -> str:
+                nonlocal lost
+                part: str = await send(data)
+                lost += 1
+                if lost <= times:
+                    await client.delete(part)
+                return part
+
+            driver._sent = send_in_vain
+            for sets, expect in (
+                ({"a": 1, "b": "x" * 700_000}, {"a": MISSING}),
+                ({"c": 1, "d": 2}, {"b": "x" * 5_000_000}),
+                ({f"e{number}": "x" * 500_000 for number in range(12)}, {}),
+            ):
+                lost = 0
+                if times == 1:
+                    assert await storage.commit(sets, expect=expect) is ("c" not in sets)
+                else:
+                    with pytest.raises(BackendError, match="nothing was written"):
+                        await storage.commit(sets, expect=expect)
+            assert await storage.count() == (14 if times == 1 else 0)
+            assert await client.exists(*(f"{base(tmp_path)}:{key}" for key in ("a", "b", "c", "d", "e0"))) == (
+                3 if times == 1 else 0
+            )
+            assert await client.keys(f"{base(tmp_path)}::$meta:part:*") == []
+
+    main()
+
+
+def test_A2_a_large_value_is_compared_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as storage, Redis.from_url(servers.url()) as client:
+            big, other = "x" * 6_000_000, "x" * 5_999_999 + "y"
+            await storage.set_item("big", big)
+            assert await storage.compare_and_set("big", other, 1) is False
+            assert await storage.compare_and_set("big", big, other) is True
+            assert await storage.commit({"a": big}, expect={"big": big, "a": MISSING}) is False
+            assert await storage.commit({"a": 1}, expect={"big": other, "a": MISSING}) is True
+            await storage.set_items({f"m:{number}": f"{number}" * 250_000 for number in range(10, 40)}, ttl=100)
+            for number in range(10, 40):
+                assert await storage.get_item(f"m:{number}") == f"{number}" * 250_000
+                assert 99_000 < await client.pttl(f"{base(tmp_path)}:m:{number}") <= 100_001
+            assert await client.keys(f"{base(tmp_path)}::$meta:part:*") == []
+
+    main()
+
+
+def test_L2_many_medium_values_and_a_large_condition_leave_the_event_loop_free(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path) as storage:
+            mount, big = storage.get_mount("key"), os.urandom(30_000_000)
+            values = [(f"m:{number}", os.urandom(500_000), None) for number in range(60)]
+            await leaves_the_loop_free(lambda: mount.write(values))
+            await storage.set_item_raw("big", big)
+            await leaves_the_loop_free(lambda: mount.write([("small", b"1", None)], {"big": big}))
 
     main()
 
@@ -650,6 +884,78 @@ def test_E1_a_login_without_a_right_to_the_channel_writes_and_is_told_so() -> No
     main()
 
 
+@pytest.mark.parametrize("step", [3600, -3600])
+def test_T1_a_step_of_this_machines_clock_lets_nothing_expire_early_or_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    @in_loop
+    async def main() -> None:
+        real, stepped = time.time_ns, 0
+        monkeypatch.setattr(time, "time_ns", lambda: real() + stepped * 10**9)
+        async with opened(tmp_path) as storage, opened(tmp_path) as other:
+            await storage.get_item("key")
+            await other.set_item("session", 1, ttl=600)
+            stepped = step
+            await storage.set_item("key", 1, ttl=0.5)
+            assert await other.get_item("key") == 1
+            await asyncio.sleep(0.6)
+            assert await other.get_items(["key", "session"]) == {"key": None, "session": 1}
+
+    main()
+
+
+def test_T1_the_servers_clock_is_looked_at_again_with_a_sweep(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        for index in (True, False):
+            driver = RedisDriver(servers.url(), base=base(tmp_path), index=index)
+            await driver.connect()
+            clock = driver.clock
+            assert isinstance(clock, Clock)
+            for wrong in (-3_600_000, 3_600_000):
+                clock.set(clock() + wrong)
+                await driver.sweep()
+                assert abs(clock() - time.time_ns() // 10**6) < 1000
+            await driver.aclose()
+
+    main()
+
+
+def test_L1_a_client_that_was_handed_in_is_of_one_event_loop_and_that_is_said(tmp_path: Path) -> None:
+    client = Redis.from_url(servers.url())
+    storage = create_storage("redis", client=client, base=base(tmp_path))
+    asyncio.run(_set(storage, client))
+    with pytest.raises(UnsupportedOperation, match="belongs to another event loop"):
+        asyncio.run(_set(storage, client))
+
+
+async def _set(storage: Storage, client: Redis) -> None:
+    await storage.set_item("key", 1)
+    await client.aclose()
+
+
+def test_a_driver_that_was_closed_says_so(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        async with Redis.from_url(servers.url()) as client:
+            for given in (None, client):
+                url = servers.url() if given is None else None
+                driver = RedisDriver(url, client=given, base=base(tmp_path), index=False)
+                await driver.connect()
+                await driver.aclose()
+                for call in (
+                    driver.read(["a"]),
+                    driver.has(["a", "b"]),
+                    driver.write([("a", b"1", None)]),
+                    driver.count(""),
+                    driver.watch("").__aenter__(),
+                ):
+                    with pytest.raises(BackendUnavailable, match="the connection was closed"):
+                        await call
+
+    main()
+
+
 # Options
 
 
@@ -663,6 +969,7 @@ def test_E1_a_login_without_a_right_to_the_channel_writes_and_is_told_so() -> No
         ({"url": "redis://x?base=y"}, "as an option beside `url`"),
         ({"url": "redis://x?db=1"}, "no option 'db' in this URL"),
         ({"url": "redis://x/1", "cluster": True}, "no database"),
+        ({"url": "redis://x", "cluster": True, "base": "}app"}, "can't start with }"),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(options: dict[str, object], says: str) -> None:

@@ -6,19 +6,19 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from inspect import iscoroutinefunction
 from secrets import token_hex
 from typing import Any, Self
 
-from kvstore.clock import now_ms
+from kvstore.clock import Clock
 from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
 from kvstore.drivers._options import check_client, check_seconds, own_query
 from kvstore.drivers._redis import scripts
 from kvstore.drivers._redis.address import OWN_QUERY, Address, parsed
-from kvstore.drivers._redis.wire import Asked, Wire
+from kvstore.drivers._redis.wire import ByCluster, Lent, Way, Wire
 from kvstore.errors import (
     BackendError,
     BackendTimeout,
@@ -27,6 +27,7 @@ from kvstore.errors import (
     CorruptValueError,
     KVStoreError,
     MissingDependencyError,
+    UnsupportedOperation,
 )
 from kvstore.keys import bounds, is_key, past
 from kvstore.lifetime import Lifetime
@@ -35,7 +36,11 @@ _AT_ONCE = 8
 """Calls. More are never needed: those that wait are merged into one. A pool that blocks by itself takes 30 µs a call."""
 _PIECE = 2**19
 """Bytes of a value that are sent or read at once."""
+_ROOM = 2**22
+"""Bytes of values that one command carries: packing more holds the event loop. What is beyond is sent apart, before."""
 _PART_SECONDS = 600
+_TRIES = 3
+"""With a large value, whose pieces another write or the server's memory may come between."""
 _KEYS = 4000
 """Read by one command: a script can hand over no more than 8,000."""
 
@@ -46,7 +51,8 @@ class RedisDriver(Driver):
     Args:
         url: `redis://[user:password@]host:port/db`, `rediss://` for TLS, `unix://path`, or
             `redis+sentinel://host:port,host:port/service/db`. TLS files as a query: `?ssl_ca_certs=/path/ca.pem`.
-        client: In place of `url`, an asyncio client of yours (`decode_responses=False`), which stays open.
+        client: In place of `url`, an asyncio client of yours (`decode_responses=False`), which stays open, and belongs to the
+            event loop that it is first used in.
         base: What stands before every key in Redis, literally, followed by `:`.
         index: Keep a sorted set of the keys, so that a listing costs what it returns, and when each was written. Without, a
             listing scans the whole database, and there is no custom metadata.
@@ -82,7 +88,8 @@ class RedisDriver(Driver):
             raise ConfigError("the URL of a Cluster's node has no database and no Sentinel", driver="redis")
         self._given = client
         self._client: Any = client
-        self._wire: Asked | None = None
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._wire: Way | None = None
         self._open = Lifetime()
         self._cluster = cluster
         # When a slot moves, a cluster's client breaks off whatever else is under way on it.
@@ -91,6 +98,8 @@ class RedisDriver(Driver):
         self._index = index
         self._connect_timeout = connect_timeout
         self._timeout = timeout
+        if cluster and base.startswith("}"):
+            raise ConfigError("on a Cluster a base can't start with }, where its tag would end", driver="redis")
         tag = f"{{{base or 'kvstore'}}}" if cluster else base
         self._prefix = f"{tag}:" if tag else ""
         # Behind an empty segment, which no key has, so these are no one's values.
@@ -101,9 +110,8 @@ class RedisDriver(Driver):
         self._channel = f"{self._own}changes:{db}"
         self._writer = token_hex(8)
         self._arguments = (self._prefix, f"{self._own}of:", self._channel, self._writer, "1" if index else "0")
-        self._ahead = 0
         self._room = asyncio.Semaphore(self._at_once)
-        self.clock = self._server_time
+        self._time = self.clock = Clock()
         self.capabilities = Capabilities(
             atomic=True, conditional=True, ordered=index, metadata=index, watch=True, shared=True, own_clock=False
         )
@@ -121,21 +129,26 @@ class RedisDriver(Driver):
     # Connecting
 
     async def connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._given is not None and self._home not in (None, loop):
+            raise UnsupportedOperation("the client that was handed in belongs to another event loop; give a URL instead")
+        self._home = loop
         try:
-            if self._given is None:
-                self._client = client = self._made()
-                self._wire = wire = Asked(client) if self._cluster else Wire(client.connection_pool, self._timeout)
+            own = None if self._given is not None else self._made()
+            self._client = client = self._given if own is None else own
+            wire: Way
+            if self._cluster:
+                wire = ByCluster(client, self._keys[0])
             else:
-                self._client = client = self._given
-                self._wire = wire = Asked(client)
-            await self._open.begin(partial(_closed, wire, None if self._given is not None else client))
+                wire = (Lent if own is None else Wire)(client.connection_pool, self._timeout)
+            self._wire = wire
+            await self._open.begin(partial(_closed, wire, own))
             self._room = asyncio.Semaphore(self._at_once)
-            await self._call(lambda client: client.time())  # connects, which takes its time
-            before = now_ms()
-            seconds, micros = await self._call(lambda client: client.time())
-            # The server's clock when it was asked, so never one that lets a key expire early.
-            ahead = seconds * 1000 + micros // 1000 - before
-            self._ahead = ahead if abs(ahead) > 2 else 0
+            [now] = await self._script(scripts.TIME)  # connects, which takes its time
+            self._time.set(now)
+            before = self._time()
+            [now] = await self._script(scripts.TIME)
+            self._set_clock(before, now)
         except ModuleNotFoundError as error:
             raise MissingDependencyError('the redis driver needs redis-py: pip install "kvstore[redis]"') from error
         except KVStoreError as error:
@@ -169,16 +182,17 @@ class RedisDriver(Driver):
         await self._open.aclose()
         self._client, self._wire = self._given, None
 
-    def _server_time(self) -> int:
-        return now_ms() + self._ahead
+    def _set_clock(self, before: int, now: int) -> None:
+        """By the time that the server told when it was asked at `before`, as if it had told it then: nothing expires early."""
+        self._time.set(now + 1 + self._time() - before)
 
     # Calls
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         if len(keys) == 1:
             data: bytes = await self._command("GETRANGE", self._prefix + keys[0], 0, _PIECE - 1, about=keys)
-            if 0 < len(data) < _PIECE:
-                return [data]
+            if data:
+                return [data if len(data) < _PIECE else await self._large(keys[0])]
         found: list[bytes | int | None] = []
         for start in range(0, len(keys), _KEYS):
             found += await self._run(
@@ -190,47 +204,77 @@ class RedisDriver(Driver):
         return [await self._large(key) if isinstance(value, int) else value for key, value in zip(keys, found, strict=True)]
 
     async def _large(self, key: str) -> bytes | None:
-        """A copy, in pieces: as one, a large value holds the event loop while it is parsed."""
-        part = self._part()
-        pieces: list[bytes] = []
-        if not await self._run(scripts.COPY, (self._prefix + key, part), _PART_SECONDS, about=[key]):
-            return None
-        while not pieces or len(pieces[-1]) == _PIECE:
-            at = len(pieces) * _PIECE
-            pieces.append(await self._command("GETRANGE", part, at, at + _PIECE - 1))
-        await self._command("DEL", part)
-        return b"".join(pieces)
+        """In pieces: as one, a large value holds the event loop while it is parsed. By their hash they are of one value."""
+        name = self._prefix + key
+        for _ in range(_TRIES):
+            pieces: list[bytes] = []
+            digest = hashlib.sha1(usedforsecurity=False)
+            while not pieces or len(pieces[-1]) == _PIECE:
+                at = len(pieces) * _PIECE
+                pieces.append(await self._command("GETRANGE", name, at, at + _PIECE - 1, about=[key]))
+                digest.update(pieces[-1])
+            is_all = await self._run(scripts.IS, (name,), digest.hexdigest(), about=[key])
+            if is_all is None:
+                return None
+            if is_all:
+                return b"".join(pieces)
+        # Others write it all the time. In one step, which costs the server more, and has one timeout for all.
+        found: list[bytes] | None = await self._run(scripts.PIECES, (name,), _PIECE, about=[key])
+        return None if found is None else b"".join(found)
 
-    async def _sent(self, data: bytes) -> str:
-        """Sends a large value in pieces. Returns the name that it lies under."""
-        part = self._part()
+    async def _sent(self, data: bytes | bytearray) -> str:
+        """Sends what is large in pieces. Returns the name that it lies under."""
+        part = f"{self._own}part:{token_hex(8)}"
         for start in range(0, len(data), _PIECE):
-            piece = data[start : start + _PIECE]
+            piece = bytes(memoryview(data)[start : start + _PIECE])
             await self._run(scripts.APPEND, (part,), start, piece, _PART_SECONDS, writes=True)
         return part
 
-    def _part(self) -> str:
-        return f"{self._own}part:{token_hex(8)}"
-
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._write(writes, expect)
+            except BackendError as error:
+                if scripts.LOST not in str(error.__cause__):
+                    raise
+        return await self._write(writes, expect)
+
+    async def _write(self, writes: Sequence[Write], expect: Expect | None) -> list[bool] | None:
         conditions: list[Any] = []
-        for key, wanted in (expect or {}).items():
-            conditions += (key, "0" if wanted is None else "1", wanted or b"")
         plain: list[Any] = []
         others: list[Any] = []
+        apart, room = bytearray(), _ROOM
+
+        def put_apart(data: bytes) -> str:
+            start = len(apart)
+            apart.extend(data)
+            return f"{start} {len(apart) - 1}"
+
+        for key, wanted in (expect or {}).items():
+            if wanted is None:
+                conditions += (key, "0", b"")
+            elif len(wanted) > room:
+                conditions += (key, "2", put_apart(wanted))
+            else:
+                conditions += (key, "1", wanted)
+                room -= len(wanted)
         for key, data, expires_at in writes:
             at = "" if expires_at is None else expires_at
             if data is None:
                 others += (key, "r", b"", "")
             elif len(data) > _PIECE:
                 others += (key, "m", await self._sent(data), at)
-            elif expires_at is None:
-                plain += (key, data)
+            elif len(data) > room:
+                others += (key, "p", put_apart(data), at)
             else:
-                others += (key, "s", data, at)
-        counts = (len(conditions) // 3, len(plain) // 2)
+                room -= len(data)
+                if expires_at is None:
+                    plain += (key, data)
+                else:
+                    others += (key, "s", data, at)
+        head = (len(conditions) // 3, len(plain) // 2, await self._sent(apart) if apart else "")
         keys = [key for key, _, _ in writes]
-        found = await self._script(scripts.WRITE, *counts, *conditions, *plain, *others, about=keys, writes=True)
+        found = await self._script(scripts.WRITE, *head, *conditions, *plain, *others, about=keys, writes=True)
         if found is None:
             return None
         there = dict(zip((*plain[::2], *others[::4]), found, strict=True))
@@ -239,10 +283,7 @@ class RedisDriver(Driver):
     async def has(self, keys: Sequence[str]) -> list[bool]:
         if len(keys) == 1:
             return [bool(await self._command("EXISTS", self._prefix + keys[0]))]
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for key in keys:
-                pipeline.exists(self._prefix + key)
-            return [bool(there) for there in await self._call(lambda _: pipeline.execute())]
+        return [bool(there) for there in await self._run(scripts.HAS, self._keys[:1], self._prefix, *keys, about=keys)]
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
         found = await self._script(scripts.STAT, *keys, about=keys)
@@ -288,15 +329,24 @@ class RedisDriver(Driver):
         return total
 
     async def sweep(self) -> int | None:
-        due = await self._script(scripts.SWEEP) if self._index else []
-        return int(float(due[1])) if due else None
+        before = self._time()
+        now, *due = await self._script(scripts.SWEEP if self._index else scripts.TIME)
+        if not before <= now <= self._time():  # one of the clocks was set
+            self._set_clock(before, now)
+        return int(float(due[0])) if due else None
 
     @asynccontextmanager
     async def watch(self, prefix: str) -> AsyncIterator[AsyncIterator[Event]]:
-        channel = self._client.pubsub()
+        channel: Any = None
+
+        async def subscribe(_: Way) -> None:
+            nonlocal channel
+            channel = self._client.pubsub()
+            await channel.subscribe(self._channel)
+            await channel.get_message(timeout=self._timeout)  # the subscription
+
         try:
-            await self._call(lambda _: channel.subscribe(self._channel))
-            await self._call(lambda _: channel.get_message(timeout=self._timeout))  # the subscription
+            await self._call(subscribe)
             yield self._events(channel, prefix)
         finally:
             with suppress(Exception):  # it may be what failed
@@ -333,8 +383,9 @@ class RedisDriver(Driver):
         """The keys there are, whoever wrote them: of another program's texts those that are keys."""
         literal = re.sub(r"([*?\[\]\\^])", r"\\\1", self._prefix + prefix)
 
-        async def collect(client: Any) -> set[bytes]:
-            return {name async for name in client.scan_iter(match=f"{literal}*", count=1000, _type="string")}
+        async def collect(wire: Way) -> set[bytes]:
+            await wire.settled()
+            return {name async for name in self._client.scan_iter(match=f"{literal}*", count=1000, _type="string")}
 
         cut = len(self._prefix.encode())
         texts = [name[cut:].decode(errors="surrogateescape") for name in await self._call(collect)]
@@ -356,20 +407,18 @@ class RedisDriver(Driver):
             return await self._command("EVAL", script, len(keys), *keys, *arguments, about=about, writes=writes)
 
     async def _command(self, *command: Any, about: Sequence[str] = (), writes: bool = False) -> Any:
-        wire = self._wire
-        if wire is None:
-            raise BackendUnavailable("the connection was closed")
-        return await self._call(lambda _: wire.ask(*command), about, writes=writes)
+        return await self._call(lambda wire: wire.ask(*command), about, writes=writes)
 
-    async def _call(self, call: Callable[[Any], Any], about: Sequence[str] = (), *, writes: bool = False) -> Any:
+    async def _call(self, call: Callable[[Way], Awaitable[Any]], about: Sequence[str] = (), *, writes: bool = False) -> Any:
         from redis.exceptions import RedisError
 
-        if self._client is None:
+        wire = self._wire
+        if wire is None:
             raise BackendUnavailable("the connection was closed")
         began = time.monotonic()
         try:
             async with self._room:
-                return await call(self._client)
+                return await call(wire)
         except (RedisError, OSError) as error:  # OSError: TimeoutError too
             raise self._error(error, about, time.monotonic() - began, writes=writes) from error
 
@@ -386,8 +435,7 @@ class RedisDriver(Driver):
             if "connecting" in str(error):
                 return BackendUnavailable(f"no connection to Redis in {self._connect_timeout:g} seconds{done}")
             return BackendTimeout(f"Redis did not answer in {seconds:.1f} seconds{done}")
-        if type(error).__name__ == "MasterNotFoundError":
-            assert self._address is not None
+        if type(error).__name__ == "MasterNotFoundError" and self._address is not None:
             return BackendUnavailable(_no_master(self._address, str(error)))
         if isinstance(error, exceptions.ConnectionError | exceptions.ClusterDownError | OSError):
             return BackendUnavailable(f"the connection to Redis failed: {error}{done}")
@@ -397,9 +445,9 @@ class RedisDriver(Driver):
         return BackendError(f"Redis: {error}")
 
 
-async def _closed(wire: Asked, client: Any) -> None:
+async def _closed(wire: Way, client: Any) -> None:
     """Closes a client of our own, once what is left of cancelled callers is over."""
-    await wire.aclose()
+    await wire.settled()
     if client is not None:
         await client.aclose()
         manager: Any = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)

@@ -7,6 +7,9 @@ channel of changes, `ARGV[4]` who makes them, `ARGV[5]` whether to keep all that
 Keys that the server has expired are still in the index; what looks at the index takes them out first.
 """
 
+LOST = "LOST a part of a value was lost on the server; nothing was written"
+"""What was sent before is not there any more: evicted, or the server was started anew."""
+
 _HEAD = """
 local index, expiring, written = KEYS[1], KEYS[2], KEYS[3]
 local prefix, meta, channel, writer, indexed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
@@ -80,13 +83,31 @@ WRITE = (
     _HEAD
     + _TOGETHER
     + _EXPIRE
+    + f"""
+local at, parts = 9, {{}}
+if ARGV[8] ~= '' then parts[1] = ARGV[8] end
+for place = at + 3 * ARGV[6] + 2 * ARGV[7], #ARGV, 4 do
+    if ARGV[place + 1] == 'm' then parts[#parts + 1] = ARGV[place + 2] end
+end
+local function drop()
+    together(parts, function(...) redis.call('DEL', ...) end)
+end
+for _, part in ipairs(parts) do
+    if redis.call('EXISTS', part) == 0 then
+        drop()
+        return redis.error_reply('{LOST}')
+    end
+end
+"""
     + """
-local at = 8
+local function apart(range)
+    return redis.call('GETRANGE', ARGV[8], string.match(range, '(%d+) (%d+)'))
+end
 for _ = 1, ARGV[6] do
-    local data = redis.call('GET', prefix .. ARGV[at])
-    if ARGV[at + 1] == '1' then
-        if data ~= ARGV[at + 2] then return false end
-    elseif data then
+    local data, kind, wanted = redis.call('GET', prefix .. ARGV[at]), ARGV[at + 1], ARGV[at + 2]
+    if kind == '0' then wanted = false elseif kind == '2' then wanted = apart(wanted) end
+    if data ~= wanted then
+        drop()
         return false
     end
     at = at + 3
@@ -118,8 +139,13 @@ while ARGV[at] do
         if found[#found] == 1 then changes[#changes + 1] = 'r' .. key end
     else
         set(key, expires_at)
-        if kind == 's' then
-            redis.call('SET', prefix .. key, data, 'PXAT', expires_at)
+        if kind ~= 'm' then
+            if kind == 'p' then data = apart(data) end
+            if expires_at == '' then
+                redis.call('SET', prefix .. key, data)
+            else
+                redis.call('SET', prefix .. key, data, 'PXAT', expires_at)
+            end
         else
             redis.call('RENAME', data, prefix .. key)
             redis.call('PERSIST', prefix .. key)
@@ -131,14 +157,17 @@ end
 together(members, function(...) redis.call('ZADD', index, ...) end)
 together(times, function(...) redis.call('HSET', written, ...) end)
 forget(gone)
+drop()
 tell(changes)
 return found
 """
 )
-"""`ARGV`: how many conditions, how many plain sets; each condition's key, `1` and data or `0` and nothing; each plain set's
-key and data; then the other writes: key, kind, data, expiry. What was found comes in this order too.
+"""`ARGV`: how many conditions, how many plain sets, the name of what was sent apart or nothing; each condition's key, `1` and
+data, `2` and where it lies in what was sent apart, or `0` and nothing; each plain set's key and data; then the other writes:
+key, kind, data, expiry. What was found comes in this order too. Nothing is done where what was sent before is not there.
 
-The kinds: `s` sets with an expiry, `r` removes, `m` moves what lies under the name that is given for data.
+The kinds: `s` sets with an expiry, `p` sets what lies there in what was sent apart, `m` moves what lies under the name that
+is given for data, `r` removes.
 """
 
 READ = """
@@ -157,17 +186,37 @@ return found
 """`ARGV`: what stands before every key; the most bytes to give at once; the keys. For each its value, nothing, the size of a
 larger one, or -1 where it is no string."""
 
-APPEND = """
-if redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return redis.error_reply('ERR a part of the value was lost') end
+APPEND = f"""
+if redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return redis.error_reply('{LOST}') end
 redis.call('APPEND', KEYS[1], ARGV[2])
 return redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
 """`ARGV`: how long it has to be so far, the next piece, and for how many seconds to keep it."""
 
-COPY = """
-if redis.call('COPY', KEYS[1], KEYS[2]) == 0 then return 0 end
-return redis.call('EXPIRE', KEYS[2], ARGV[1])
+IS = """
+local data = redis.call('GET', KEYS[1])
+return data and (redis.sha1hex(data) == ARGV[1] and 1 or 0)
 """
+"""`ARGV`: the SHA-1 of what the value may be. Nothing where there is none."""
+
+PIECES = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return false end
+local pieces, size = {}, tonumber(ARGV[1])
+for at = 0, redis.call('STRLEN', KEYS[1]) - 1, size do
+    pieces[#pieces + 1] = redis.call('GETRANGE', KEYS[1], at, at + size - 1)
+end
+return pieces
+"""
+"""`ARGV`: how many bytes a piece has."""
+
+HAS = """
+local found = {}
+for at = 2, #ARGV do found[at - 1] = redis.call('EXISTS', ARGV[1] .. ARGV[at]) end
+return found
+"""
+"""`ARGV`: what stands before every key; the keys."""
+
+TIME = _NOW + "return {now}"
 
 TOUCH = (
     _HEAD
@@ -254,7 +303,8 @@ return keys
 """
 )
 
-SWEEP = _HEAD + _TOGETHER + _PURGE + "return redis.call('ZRANGE', expiring, 0, 0, 'WITHSCORES')"
+SWEEP = _HEAD + _TOGETHER + _PURGE + "return {now, redis.call('ZRANGE', expiring, 0, 0, 'WITHSCORES')[2]}"
+"""The time, and when the next key expires."""
 
 REINDEX = (
     _HEAD

@@ -1,12 +1,14 @@
-"""How a command goes to the server.
+"""How a command goes to the server, once: redis-py's clients repeat what failed, and an addition would fail against itself.
 
-On a client that was handed in, or a Cluster's, by the client itself (`Asked`). Else on redis-py's connections, kept and written
-to directly (`Wire`): by its client a command takes 20 µs more, by its timer 15.
+On redis-py's connections, kept and written to directly (`Wire`): by its client a command takes 20 µs more, by its timer 15. On
+those of a client that was handed in, which others need too (`Lent`). On a Cluster by its client, which finds the node
+(`ByCluster`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -17,28 +19,55 @@ _SMALL = 2**15
 """Bytes that a connection takes at once: asyncio holds a writer up from 64 KiB on."""
 
 
-class Asked:
-    """Asks a client of redis-py."""
+class Way(ABC):
+    """A way to the server."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
+    @abstractmethod
     async def ask(self, *command: Any) -> Any:
         """The answer to `command`."""
-        return await self._client.execute_command(*command)
 
-    async def aclose(self) -> None:
-        """Waits for what is still under way."""
+    async def settled(self) -> None:
+        """Waits for what is still under way of callers that were cancelled."""
 
 
-class Wire(Asked):
+class ByCluster(Way):
+    """Asks a Cluster's client for what the node with the slot of `key` says."""
+
+    def __init__(self, client: Any, key: str) -> None:
+        self._client = client
+        self._key = key
+
+    async def ask(self, *command: Any) -> Any:
+        client = self._client
+        await client.initialize()
+        # What is meant for one node goes on to another if the slot has moved, but is not repeated.
+        return await client.execute_command(*command, target_nodes=client.get_node_from_key(self._key))
+
+
+class Lent(Way):
+    """Sends each command on a connection of `pool`, and gives that back. `timeout`: seconds for an answer."""
+
+    def __init__(self, pool: ConnectionPool, timeout: float) -> None:
+        self._pool: Any = pool
+        self._timeout = timeout
+
+    async def ask(self, *command: Any) -> Any:
+        connection = await self._pool.get_connection()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await connection.send_command(*command)
+                return await connection.read_response()
+        finally:
+            await self._pool.release(connection)
+
+
+class Wire(Way):
     """Sends one command on each of as many connections of `pool` as are asked at once. `timeout`: seconds for an answer.
 
     A command whose caller is cancelled goes on, and later ones wait for its end.
     """
 
     def __init__(self, pool: ConnectionPool, timeout: float) -> None:
-        super().__init__(None)
         self._pool = pool
         self._timeout = timeout
         self._idle: list[AbstractConnection] = []
@@ -73,7 +102,7 @@ class Wire(Asked):
         self._idle.append(connection)
         return answer
 
-    async def aclose(self) -> None:
+    async def settled(self) -> None:
         if self._left:
             await asyncio.wait(self._left)
 
