@@ -745,18 +745,19 @@ def test_A1_V4_a_large_value_is_read_whole_while_another_program_writes_it(tmp_p
             values = [letter * 3_000_000 for letter in (b"a", b"b")]
             await storage.set_item_raw("key", values[0])
 
-            async def write(pause: float) -> None:
-                while True:
+            async def write(pause: float, over: asyncio.Event) -> None:
+                while not over.is_set():
                     for value in values:
                         await client.set(f"{base(tmp_path)}:key", value)
                         await asyncio.sleep(pause)
 
             for pause in (0.0, 0.01, 0.1):  # all the time, and now and then
-                writing = asyncio.create_task(write(pause))
+                over = asyncio.Event()
+                writing = asyncio.create_task(write(pause, over))
                 for _ in range(10):
                     assert await storage.get_item_raw("key") in values
-                writing.cancel()
-                await asyncio.wait([writing])
+                over.set()
+                await writing
             await storage.remove_item("key")
             assert await storage.get_item_raw("key") is None
 

@@ -144,11 +144,10 @@ class RedisDriver(Driver):
             self._wire = wire
             await self._open.begin(partial(_closed, wire, own))
             self._room = asyncio.Semaphore(self._at_once)
-            [now] = await self._script(scripts.TIME)  # connects, which takes its time
-            self._time.set(now)
-            before = self._time()
+            await self._script(scripts.TIME)  # connects, which takes its time
+            began = time.monotonic()
             [now] = await self._script(scripts.TIME)
-            self._set_clock(before, now)
+            self._time.set(now + _since(began))  # of what it may be by now the latest: nothing expires early
         except ModuleNotFoundError as error:
             raise MissingDependencyError('the redis driver needs redis-py: pip install "kvstore[redis]"') from error
         except KVStoreError as error:
@@ -181,10 +180,6 @@ class RedisDriver(Driver):
     async def aclose(self) -> None:
         await self._open.aclose()
         self._client, self._wire = self._given, None
-
-    def _set_clock(self, before: int, now: int) -> None:
-        """By the time that the server told when it was asked at `before`, as if it had told it then: nothing expires early."""
-        self._time.set(now + 1 + self._time() - before)
 
     # Calls
 
@@ -329,10 +324,9 @@ class RedisDriver(Driver):
         return total
 
     async def sweep(self) -> int | None:
-        before = self._time()
+        began = time.monotonic()
         now, *due = await self._script(scripts.SWEEP if self._index else scripts.TIME)
-        if not before <= now <= self._time():  # one of the clocks was set
-            self._set_clock(before, now)
+        self._time.set(now, within=_since(began))
         return int(float(due[0])) if due else None
 
     @asynccontextmanager
@@ -453,6 +447,11 @@ async def _closed(wire: Way, client: Any) -> None:
         manager: Any = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
         for sentinel in manager.sentinels if manager is not None else ():
             await sentinel.aclose()
+
+
+def _since(began: float) -> int:
+    """Milliseconds, rounded up."""
+    return int((time.monotonic() - began) * 1000) + 1
 
 
 def _no_master(address: Address, said: str) -> str:
