@@ -7,8 +7,10 @@ from typing import Self
 
 # In a URL before the host, where a careless one holds `@` or `/` too; or as the value of an option.
 _PASSWORD = re.compile(
-    r"""(://[^\s/@:]*:)[^\s'"]*(?=@)|(\w*(?:password|passwd|pwd|secret|token)\w*=)[^\s&;,'"]+""", re.IGNORECASE
+    r"""(://[^\s/@:]*:)[^\s'"]*(?=@)|((?<!\w)\w*?(?:password|passwd|pwd|secret|token)\w*=)[^\s&;,'"]+""", re.IGNORECASE
 )
+_LONGEST = 2_000
+"""Characters of a message."""
 
 
 class KVStoreError(Exception):
@@ -26,7 +28,8 @@ class KVStoreError(Exception):
         mount: str | None = None,
         driver: str | None = None,
     ) -> None:
-        self.message = _PASSWORD.sub(r"\1\2***", message)
+        shown = _PASSWORD.sub(r"\1\2***", message[: 2 * _LONGEST])
+        self.message = shown if len(shown) <= _LONGEST else shown[:_LONGEST] + "…"
         super().__init__(self.message)
         self.operation = operation
         self.key = key

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import pickle
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,6 +85,14 @@ def test_an_error_says_what_it_concerns() -> None:
     assert str(error) == "it broke (set_item, key 'a:1', mount 'a', driver memory)"
     assert str(KVStoreError("alone")) == "alone"
     assert len(str(KVStoreError("long", key="x" * 100_000))) < 300
+
+
+def test_a_long_message_is_cut_and_takes_no_time_to_look_through() -> None:
+    """L2: whatever of a value or a path stands in it."""
+    for text in ("x" * 10_000_000, "://:" * 1_000_000, "password" * 1_000_000, "a_token=" * 1_000_000):
+        before = time.process_time()
+        assert len(str(KVStoreError(text))) < 2_100
+        assert time.process_time() - before < 0.03
 
 
 def test_what_an_error_knows_already_is_kept_in_the_copy_that_says_more() -> None:
