@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from kvstore.clock import now_ms
@@ -23,6 +23,8 @@ class Page(Generic[R]):
     """Newest first by `created_at`, then by id."""
     cursor: str | None
     """What to give `list` for the next page; None: there is none. A next page can turn out empty."""
+    unreadable: list[str] = field(default_factory=list)
+    """Keys of records that would stand among `items` and can't be read; `get` tells of each what is wrong."""
 
     def __iter__(self) -> Iterator[R]:
         return iter(self.items)
@@ -32,7 +34,8 @@ class Repository(Generic[R]):
     """Keeps records of one class by their id: any text of at most 512 bytes once escaped, else `InvalidKeyError`.
 
     Every change holds against every task, instance and process on the store. A stored record that does not fit its class
-    raises `CorruptValueError` and is left as it was. Records do not expire: a mount's default `ttl` is not theirs.
+    raises `CorruptValueError`, is named by a list's `unreadable`, and is left as it was until it is saved anew or deleted.
+    Records do not expire: a mount's default `ttl` is not theirs.
     """
 
     def __init__(self, storage: Storage, type: type[R]) -> None:
@@ -49,7 +52,12 @@ class Repository(Generic[R]):
         def saved(old: Any) -> dict[str, Any]:
             return self.table.shape.document(record, createdAt=created_at(old, now), updatedAt=now)
 
-        return await self._change(getattr(record, self.table.shape.id_field), saved)
+        record_id = getattr(record, self.table.shape.id_field)
+        while True:
+            try:
+                return await self._change(record_id, saved)
+            except CorruptValueError:  # not even JSON, so it can't be exchanged; its entries are left to repair
+                await self.table.storage.remove_item(self.table.shape.key(record_id))
 
     async def get(self, record_id: str) -> R | None:
         """The record, None where there is none."""
@@ -62,7 +70,7 @@ class Repository(Generic[R]):
         return await self.table.has(self.table.shape.key(record_id))
 
     async def update(self, record_id: str, change: Callable[[R], R]) -> R:
-        """Stores what `change` makes of the stored record, and `updated_at`. Returns it as stored.
+        """Stores what `change`, a plain function, makes of the stored record, and `updated_at`. Returns it as stored.
 
         No other writer comes in between: where one was faster, `change` runs again on what it wrote. It may change the
         record that it is given and return that. Raises `RecordNotFoundError` where there is none.
@@ -120,13 +128,17 @@ class Repository(Generic[R]):
     async def _page(self, limit: int | None, cursor: str | None, **filters: str | None) -> Page[R]:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise InvalidValueError(f"limit is a whole number from 1 on, not {limit!r}", operation="list")
-        return Page(*await self.table.page(self.table.shape.filters(filters), limit, cursor))
+        return Page(*await self.table.page(self.table.shape.record, self.table.shape.filters(filters), limit, cursor))
 
     async def _delete_all(self, delete: Callable[[str], Any], **filters: str) -> None:
-        """Deletes the records of a list, until there are none."""
-        while page := (await self._page(100, None, **filters)).items:
-            for record in page:
-                await delete(getattr(record, self.table.shape.id_field))
+        """Deletes the records of a list, until there are none. What is not even JSON does not say that it belongs there."""
+
+        def id(key: str, document: object) -> str:
+            return self.table.shape.id(key)
+
+        while ids := (await self.table.page(id, self.table.shape.filters(filters), 100, None))[0]:
+            for record_id in ids:
+                await delete(record_id)
 
 
 class Records(Repository[R]):

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from kvstore.errors import ConfigError, CorruptValueError, InvalidKeyError, InvalidValueError
-from kvstore.keys import escape_segment
+from kvstore.keys import escape_segment, unescape_segment
 from kvstore.values import decode, encode
 from persistence.records import AT_SAVE, Kind, Record
 
@@ -57,6 +57,10 @@ class Shape(Generic[R]):
     def key(self, record_id: str) -> str:
         """The key of a record. Raises `InvalidKeyError` for an id that is not text or too long."""
         return f"{self.name}:{id_segment(record_id)}"
+
+    def id(self, key: str) -> str:
+        """The id of the record that a key is that of."""
+        return unescape_segment(key.partition(":")[2])
 
     def entries(self, document: Any) -> set[str]:
         """The index entries that a stored value calls for; none for what is no record, or `MISSING`."""

@@ -14,17 +14,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from secrets import token_hex
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
-from kvstore.errors import InvalidKeyError, InvalidValueError
+from kvstore.errors import CorruptValueError, InvalidKeyError, InvalidValueError
 from kvstore.keys import unescape_segment
 from kvstore.storage import Storage
 from kvstore.values import MISSING, NEVER
 from persistence.shape import R, Shape, id_segment
+
+T = TypeVar("T")
 
 _PAGE = 1000
 
@@ -49,6 +51,20 @@ class Table(Generic[R]):
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         return await self.storage.get_items(keys, MISSING)
+
+    async def readable(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The same without what is not even JSON."""
+        keys = list(keys)
+        try:
+            return await self.get_many(keys)
+        except CorruptValueError:
+            documents: dict[str, Any] = {}
+            for key in keys:
+                try:
+                    documents[key] = await self.get(key)
+                except CorruptValueError:
+                    continue
+            return documents
 
     async def has(self, key: str) -> bool:
         return await self.storage.has_item(key)
@@ -126,23 +142,33 @@ class Table(Generic[R]):
 
     # Listing
 
-    async def page(self, filters: Mapping[str, str], limit: int | None, cursor: str | None) -> tuple[list[R], str | None]:
-        """Records with these members, newest first, and where to go on. Two round trips, more where entries are stale."""
+    async def page(
+        self, make: Callable[[str, Any], T], filters: Mapping[str, str], limit: int | None, cursor: str | None
+    ) -> tuple[list[T], str | None, list[str]]:
+        """What `make` makes of the keys and documents with these members, newest first, where to go on, and the keys of those
+        that can't be read. Two round trips, more where entries are stale.
+        """
         base = next((self.shape.base(member, value) for member, value in filters.items()), self.shape.base())
         after = None if cursor is None else f"{base}:{decode_cursor(cursor)}"
-        found: list[R] = []
+        found: list[T] = []
+        unreadable: list[str] = []
         size = _PAGE if limit is None else min(limit + 1, _PAGE)
         while True:
             entries = await self.storage.get_keys(base, limit=size, after=after, reverse=True)
-            documents = await self.get_many(map(self.shape.entered, entries))
+            documents = await self.readable(map(self.shape.entered, entries))
             for place, entry in enumerate(entries):
                 key = self.shape.entered(entry)
-                if self._belongs(entry, documents[key], filters):
-                    found.append(self.shape.record(key, documents[key]))
+                try:
+                    if key not in documents:
+                        unreadable.append(key)
+                    elif self._belongs(entry, documents[key], filters):
+                        found.append(make(key, documents[key]))
+                except CorruptValueError:
+                    unreadable.append(key)
                 if len(found) == limit and (place + 1 < len(entries) or len(entries) == size):
-                    return found, encode_cursor(entry)
+                    return found, encode_cursor(entry), unreadable
             if len(entries) < size:
-                return found, None
+                return found, None, unreadable
             after, size = entries[-1], min(2 * size, _PAGE)
 
     def _belongs(self, entry: str, document: Any, filters: Mapping[str, str]) -> bool:
