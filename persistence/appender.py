@@ -3,6 +3,9 @@
 An entry of the log is claimed: stored if its key is not there yet, and if the head is still the one that it was numbered
 by. On an atomic driver that is one commit. On others the head is looked at afterwards: an entry that it does not reach is
 taken back and claimed anew, and until then no reader has seen it.
+
+So it is with the entry before: it has to be the one that it was numbered by, for a server that restarts or is replaced may
+have lost its last moments, and what is stored behind a hole can't be read.
 """
 
 from __future__ import annotations
@@ -14,16 +17,17 @@ from typing import NamedTuple
 
 import orjson
 
-from kvstore.errors import BackendTimeout, BackendUnavailable
+from kvstore.errors import BackendTimeout, BackendUnavailable, CorruptValueError
 from kvstore.storage import Storage
-from kvstore.values import MISSING, NEVER
+from kvstore.values import MISSING, NEVER, encode
 from persistence.errors import ConflictError
-from persistence.head import Tail, entry_key, head_key
+from persistence.head import Tail, entry_key, head_key, parse_entry, parse_head
 from persistence.messages import Message, encode_message
 from persistence.reader import Reader
 from persistence.table import one_commit
 
 _BATCH = 256  # appends in one commit
+_KEPT = 16_384  # bytes of an entry that is kept to be compared; behind a larger one the end is looked at instead
 
 
 class _Append(NamedTuple):
@@ -102,7 +106,9 @@ class Appender:
 
     async def _store(self, session: str, batch: Sequence[_Append]) -> list[int]:
         """Stores appends in order, each as an entry. Returns their positions."""
-        tail = self._reader.remembered(session) or (await self._reader.end(session))[0]
+        tail = self._reader.remembered(session)
+        if tail is None or tail.last is None:
+            tail, _ = await self._reader.end(session)
         while True:
             if batch[0].expected not in (None, tail.messages):
                 tail, _ = await self._reader.end(session)
@@ -123,21 +129,31 @@ class Appender:
         first, position = tail.entries - head.settled, tail.messages
         entries: dict[str, object] = {}
         for sequence, append in enumerate(batch, first):
-            entries[entry_key(session, head.generation, sequence)] = {"at": position, "messages": append.messages}
+            data = encode({"at": position, "messages": append.messages})
+            entries[entry_key(session, head.generation, sequence)] = orjson.Fragment(data)
             position += len(append.messages)
-        then = Tail(head, tail.entries + len(batch), position)
+        then = Tail(head, tail.entries + len(batch), position, data if len(data) <= _KEPT else None)
+        before = entry_key(session, head.generation, first - 1) if first else None
         if one_commit(storage, [key, *entries]):
             expect = dict.fromkeys(entries, MISSING) | {key: tail.head.value}
+            if before is not None and tail.last is not None:
+                expect[before] = orjson.Fragment(tail.last)
             if head is not tail.head:
-                entries[key] = head
+                entries[key] = head.value
             return then if await storage.commit(entries, expect=expect, ttl=NEVER) else None
         ((entry, value),) = entries.items()
-        if head is not tail.head and not await storage.compare_and_set(key, tail.head.value, head, NEVER):
+        if head is not tail.head and not await storage.compare_and_set(key, tail.head.value, head.value, NEVER):
             return None
         if not await storage.add_item(entry, value, NEVER):
             return None
-        if (await self._reader.head(session)).reaches(head.generation, first):
-            return then
+        try:
+            found = await storage.get_items([key] if before is None else [key, before], MISSING)
+            if parse_head(key, found[key]).reaches(head.generation, first) and (
+                before is None or parse_entry(before, found[before], None).end == tail.messages
+            ):
+                return then
+        except CorruptValueError:  # who looks for the end is told
+            pass
         await storage.remove_item(entry)
         return None
 

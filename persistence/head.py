@@ -13,6 +13,7 @@ from secrets import token_hex
 from typing import Any, NamedTuple
 
 import msgspec
+import orjson
 
 from kvstore.errors import CorruptValueError
 from kvstore.values import MISSING
@@ -98,8 +99,8 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def value(self) -> object:
-        """What is stored: itself, or `MISSING`."""
-        return MISSING if self == Head() else self
+        """What is stored: its JSON, or `MISSING`."""
+        return MISSING if self == Head() else orjson.Fragment(msgspec.json.encode(self))
 
 
 class Tail(NamedTuple):
@@ -108,6 +109,8 @@ class Tail(NamedTuple):
     head: Head
     entries: int
     messages: int
+    last: bytes | None = None
+    """What its last key holds, where that is known."""
 
 
 class Entry(NamedTuple):

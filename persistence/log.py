@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from secrets import token_hex
 from typing import Any
 
 import msgspec
 
-from kvstore.errors import CorruptValueError
+from kvstore.errors import CorruptValueError, InvalidKeyError
+from kvstore.keys import unescape_segment
 from kvstore.storage import Storage
 from kvstore.values import MISSING, NEVER
 from persistence.appender import Appender
@@ -93,8 +95,9 @@ class MessageLog:
         """Copies what `cut` keeps of `old` into one generation, so that heads stay small. None: `old` is not the head."""
         entries: list[Entry] = []
         try:
-            while len(page := await self.reader.page(session, old, len(entries), min(len(entries) + CHUNK, cut.settled))):
-                entries += page
+            while len(entries) < cut.settled:
+                stop = min(len(entries) + CHUNK, cut.settled)
+                entries += await self.reader.page(session, old, len(entries), stop, known=cut.settled)
         except Moved:
             return None
         entries[-1] = entries[-1].up_to(cut.closed[-1].end)
@@ -168,7 +171,25 @@ class MessageLog:
             return True
         return await self._storage.compare_and_set(head_key(session), old.value, new.value, NEVER)
 
-    # Sweeping
+    # Looking after
+
+    async def sessions(self) -> AsyncIterator[str]:
+        """The sessions that have a log. What has another kind of name is passed over."""
+        after = None
+        while keys := await self._storage.get_keys("heads", limit=CHUNK, after=after):
+            for session in (key.partition(":")[2] for key in keys):
+                with suppress(InvalidKeyError):
+                    unescape_segment(session)
+                    yield session
+            after = keys[-1]
+
+    async def faults(self, session: str) -> list[str]:
+        """The keys of entries that can't be read, or are gone before others; of those in a row the first."""
+        while True:
+            head = await self.reader.head(session)
+            found = await self.reader.faults(session, head)
+            if not found or await self.reader.head(session) == head:
+                return found
 
     async def sweep(self, session: str | None = None) -> int:
         """Removes the entries that no head reaches, of one session or of all. Returns how many.

@@ -52,9 +52,9 @@ class Persistence:
         messages that are part of no log any more. Nothing that a reader sees changes but lists that lacked a record.
 
         Others may read and write meanwhile; a fork or an import that is under way begins anew. If it is stopped itself, run it
-        again. It looks at every key, of the kinds that this instance has a repository for. What it does not do: mend or
+        again. It reads every key, of the kinds that this instance has a repository for. What it does not do: mend or
         remove what can't be read (see the report), remove images of no container, sessions of no image or messages of no
-        session, all of which are legal, or give back what was deleted.
+        session (see the report), all of which are legal, or give back what was deleted.
         """
         own = [repository for _, repository in self._own.values()]
         return await repair(self._storage, [self.containers, self.images, self.sessions, *own], self.sessions)

@@ -1,19 +1,21 @@
 """Reader: message logs as they are read, by computed keys, so that a read costs what it returns.
 
 The keys of a log are known from its head and its length. Both are remembered, for a bounded number of logs, and every read
-takes the head along: where it has moved, what was remembered is forgotten and the read begun anew.
+takes the head along: where it has moved, what was remembered is forgotten and the read begun anew. So it is where an entry is
+gone that was remembered, for a server that restarts or is replaced may have lost its last moments.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from kvstore.errors import CorruptValueError
 from kvstore.storage import Storage
 from kvstore.values import MISSING
 from persistence.head import Entry, Head, Tail, entry_key, generation_base, head_key, parse_entry, parse_head
+from persistence.table import one_commit
 
 CHUNK = 500
 """Entries that are read or written at a time."""
@@ -28,6 +30,10 @@ class Moved(Exception):
     """The head has changed since it was read."""
 
 
+class Hole(CorruptValueError):
+    """An entry is gone, and others after it are there, or were."""
+
+
 class Reader:
     """Sessions are named by their segment of a key here."""
 
@@ -36,7 +42,9 @@ class Reader:
         self._tails: OrderedDict[str, Tail] = OrderedDict()
 
     def remember(self, session: str, tail: Tail) -> None:
-        """Keeps in mind where a log ends. It may grow behind that, but not be found shorter under the same head."""
+        """Keeps in mind where a log ends. It may grow behind that."""
+        if tail.last is None and (known := self._tails.get(session)) is not None and known[:3] == tail[:3]:
+            tail = known
         self._tails[session] = tail
         self._tails.move_to_end(session)
         if len(self._tails) > _REMEMBERED:
@@ -61,7 +69,11 @@ class Reader:
             entries: list[Entry] = []
             try:
                 await self._read_on(session, head, start, entries, count + _AHEAD, CHUNK, known=count)
-            except Moved:
+                if start + len(entries) > count:
+                    await self._check(session, head)
+            except (Moved, Hole) as error:
+                if tail is None and isinstance(error, Hole):
+                    raise
                 tail = None
                 continue
             if len(entries) < count + _AHEAD - start:
@@ -72,46 +84,91 @@ class Reader:
 
     async def forward(self, session: str, start: int = 0, limit: int | None = None) -> list[Entry]:
         """The entries from the one with position `start` on, at most `limit`."""
+        tail = self.remembered(session)
         while True:
-            tail = self.remembered(session)
             head = await self.head(session) if tail is None else tail.head
             if head == Head():
                 return []
-            known = 0 if tail is None else tail.entries
+            if tail is not None:
+                known = tail.entries
+            else:  # without ordered listing to count costs several reads, and a hole is found where a later entry is read
+                known = await self._count(session, head) if self._is_ordered(session) else 0
             entries: list[Entry] = []
             try:
                 first = await self._place(session, head, start) if start else 0
                 stop = None if limit is None else first + limit
                 await self._read_on(session, head, first, entries, stop, min(known + _AHEAD, CHUNK) if known else _FIRST, known)
-            except Moved:
+                ended = stop is None or first + len(entries) < stop
+                if ended:
+                    await self._check(session, head)
+            except (Moved, Hole) as error:
+                if tail is None and isinstance(error, Hole):
+                    raise
+                tail = None
                 self._tails.pop(session, None)
                 continue
-            if entries and (stop is None or first + len(entries) < stop):
+            if entries and ended:
                 self.remember(session, Tail(head, first + len(entries), entries[-1].end))
             return entries
 
     async def find_last(self, session: str, message_id: str) -> tuple[Tail, int, int] | None:
-        """The last message with this id: where its log ends, the number of its entry, its position. None: there is none."""
+        """The last message with this id: where its log ends, the number of its entry, its position. None: there is none.
+
+        Entries that are gone or can't be read are passed over, so that a log can be cut before them.
+        """
         while True:
             tail, _ = await self.end(session)
             stop, size = tail.entries, _PROBES
-            try:
-                while stop > 0:
-                    start = max(0, stop - size)
-                    entries = await self.page(session, tail.head, start, stop, known=tail.entries)
-                    for place in range(len(entries) - 1, -1, -1):
-                        position = entries[place].find(message_id)
-                        if position is not None:
-                            return tail, start + place, position
-                    stop, size = start, min(2 * size, CHUNK)
+            while stop > 0:
+                start = max(0, stop - size)
+                stored = await self._stored(session, tail.head, start, stop)
+                for place, (key, cut, value) in zip(range(stop - 1, start - 1, -1), reversed(stored), strict=True):
+                    try:
+                        position = parse_entry(key, value, cut).find(message_id)
+                    except CorruptValueError:
+                        continue
+                    if position is not None:
+                        return tail, place, position
+                stop, size = start, min(2 * size, CHUNK)
+            if await self.head(session) == tail.head:
                 return None
-            except Moved:
-                self._tails.pop(session, None)
+
+    async def faults(self, session: str, head: Head) -> list[str]:
+        """The keys of entries that can't be read, or are gone before others; of those in a row the first."""
+        keys: list[str] = []
+        count, gone = await self._count(session, head), False
+        for start in range(0, count, CHUNK):
+            for key, cut, value in await self._stored(session, head, start, min(start + CHUNK, count)):
+                try:
+                    parse_entry(key, value, cut)
+                except CorruptValueError:
+                    if value is not MISSING or not gone:
+                        keys.append(key)
+                gone = value is MISSING
+        return keys
+
+    async def _stored(self, session: str, head: Head, start: int, stop: int) -> list[tuple[str, int | None, Any]]:
+        """Key, cut and value of these entries: `MISSING` where it is gone, None where it is not even JSON."""
+        cuts = {entry_key(session, name, sequence): cut for name, sequence, cut in head.places(start, stop)}
+        values = await self._values(cuts)
+        return [(key, cut, values[key]) for key, cut in cuts.items()]
+
+    async def _values(self, keys: Collection[str]) -> dict[str, Any]:
+        try:
+            return await self._storage.get_items(keys, MISSING)
+        except CorruptValueError:
+            values: dict[str, Any] = {}
+            for key in keys:
+                try:
+                    values[key] = await self._storage.get_item(key, MISSING)
+                except CorruptValueError:
+                    values[key] = None
+            return values
 
     async def page(self, session: str, head: Head, start: int, stop: int, *, known: int = 0) -> list[Entry]:
         """The entries from `start` to before `stop`, or as many of them as there are; `known` are there for certain.
 
-        Raises `Moved` where `head` is not the head any more, and `CorruptValueError` for a hole under the same head.
+        Raises `Moved` where `head` is not the head any more, and `Hole` for one under the same head.
         """
         keys = {entry_key(session, name, sequence): cut for name, sequence, cut in head.places(start, stop)}
         its_key = head_key(session)
@@ -123,13 +180,27 @@ class Reader:
             if found[key] is not MISSING:
                 entries.append(parse_entry(key, found[key], cut))
                 continue
-            if start + len(entries) < max(head.settled, known):
-                # Reads of several keys need not be of one moment: the head may have moved while they were made.
-                if await self.head(session) != head:
+            there = sum(found[key] is not MISSING for key in keys)
+            if start + len(entries) < max(head.settled, known) or len(entries) < there:
+                # Reads of several keys need not be of one moment: look once more.
+                found = await self._storage.get_items([key, its_key], MISSING)
+                if parse_head(its_key, found[its_key]) != head or found[key] is not MISSING:
                     raise Moved
-                raise CorruptValueError("this entry of a message log is gone, and others after it are there", key=key)
+                raise Hole(
+                    "this entry of a message log is gone, and others after it are there;"
+                    " truncate_after a message before it mends the log",
+                    key=key,
+                )
             break
         return entries
+
+    async def _check(self, session: str, head: Head) -> None:
+        """Raises `Moved` where the end that was found may be that of entries which were removed after the head was read."""
+        if not one_commit(self._storage, [head_key(session), entry_key(session, "", 0)]) and await self.head(session) != head:
+            raise Moved
+
+    def _is_ordered(self, session: str) -> bool:
+        return self._storage.get_mount(entry_key(session, "", 0)).capabilities.ordered
 
     async def _read_on(
         self, session: str, head: Head, start: int, entries: list[Entry], stop: int | None, size: int, known: int
@@ -148,7 +219,7 @@ class Reader:
         settled, generation = head.settled, head.generation
         if generation is None:
             return settled
-        if self._storage.get_mount(entry_key(session, generation, 0)).capabilities.ordered:
+        if self._is_ordered(session):
             last = await self._storage.get_keys(generation_base(session, generation), limit=1, reverse=True)
             return settled + (int(last[0].rpartition(":")[2], 16) + 1 if last else 0)
 
@@ -157,7 +228,7 @@ class Reader:
 
         steps = [settled + 2**power - 1 for power in range(40)]
         there = [not missing(value) for value in await self.values(session, head, steps)]
-        power = there.index(False)
+        power = len(there) - there[::-1].index(True) if any(there) else 0
         return steps[0] if not power else await self._search(session, head, steps[power - 1] + 1, steps[power], missing)
 
     async def _place(self, session: str, head: Head, position: int) -> int:
@@ -183,8 +254,8 @@ class Reader:
         return low
 
     async def values(self, session: str, head: Head, places: Iterable[int]) -> list[Any]:
-        """What stands at these numbers, as it is stored; `head` need not be the head any more."""
+        """What stands at these numbers, as it is stored, None for what is not even JSON; `head` need not be it any more."""
         found = [next(head.places(place, place + 1), None) for place in places]
         keys = [None if at is None else entry_key(session, at[0], at[1]) for at in found]
-        values = await self._storage.get_items([key for key in keys if key is not None], MISSING)
+        values = await self._values([key for key in keys if key is not None])
         return [MISSING if key is None else values[key] for key in keys]

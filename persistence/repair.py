@@ -30,7 +30,10 @@ class RepairReport(msgspec.Struct, frozen=True, kw_only=True):
     removed_messages: int
     """Keys with messages that were cleared, cut off or deleted, or never came to be part of a log."""
     unreadable: tuple[str, ...]
-    """Keys of records and logs that can't be read. They are left as they are."""
+    """Keys of records and of messages that can't be read, or are gone before others. They are left as they are."""
+    orphaned: tuple[str, ...]
+    """Ids of sessions that have messages and no record, which is legal: such as one that was deleted while a turn was under
+    way. They are left; `sessions.delete(id)` removes the messages."""
 
 
 async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sessions: Sessions) -> RepairReport:
@@ -60,12 +63,15 @@ async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sess
                 key = table.shape.entered(entry)
                 if key in documents and entry not in table.shape.entries(documents[key]):
                     removed += await table.drop(key, {entry: mark})
+    swept = await sessions.sweep()
+    unreadable |= dict.fromkeys(await sessions.faults())
     return RepairReport(
         added_entries=added,
         removed_entries=removed,
         mended_heads=mended,
-        removed_messages=await sessions.sweep(),
+        removed_messages=swept,
         unreadable=tuple(unreadable),
+        orphaned=tuple([session_id for session_id in await sessions.logs() if not await sessions.exists(session_id)]),
     )
 
 
@@ -79,15 +85,8 @@ async def _pages(storage: Storage, base: str) -> AsyncIterator[list[str]]:
 async def _documents(table: Table[Any], keys: Iterable[str], unreadable: dict[str, None]) -> dict[str, Any]:
     """What is stored, `MISSING` where nothing is, without what can't be read."""
     keys = list(keys)
-    try:
-        documents = await table.get_many(keys)
-    except CorruptValueError:  # one of them is not even JSON
-        documents = {}
-        for key in keys:
-            try:
-                documents[key] = await table.get(key)
-            except CorruptValueError:
-                unreadable[key] = None
+    documents = await table.readable(keys)
+    unreadable |= dict.fromkeys(key for key in keys if key not in documents)
     for key, document in list(documents.items()):
         try:
             if document is not MISSING:

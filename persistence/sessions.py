@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import orjson
 
 from kvstore.clock import now_ms
 from kvstore.errors import CorruptValueError, InvalidValueError
+from kvstore.keys import unescape_segment
 from kvstore.storage import Storage
 from kvstore.values import MISSING
 from persistence.errors import ConflictError
@@ -88,6 +90,18 @@ class Sessions(Repository[Session]):
         """
         entries = [Entry(at, [orjson.Fragment(encode_message(message))]) for at, message in enumerate(messages)]
         await self._log.write(id_segment(session_id), entries)
+
+    async def logs(self) -> builtins.list[str]:
+        """The ids of all sessions that have messages, with a record or without."""
+        found = []
+        async for session in self._log.sessions():
+            try:
+                there = (await self._log.reader.end(session))[0].messages > 0
+            except CorruptValueError:
+                there = True
+            if there:
+                found.append(unescape_segment(session))
+        return found
 
     # Sessions
 
@@ -175,6 +189,16 @@ class Sessions(Repository[Session]):
     async def sweep(self) -> int:
         """Removes what is part of no log any more. Returns how many keys."""
         return await self._log.sweep()
+
+    async def faults(self) -> builtins.list[str]:
+        """The keys of logs that can't be read: of heads, of entries, and of the first of entries that are gone before others."""
+        found = []
+        async for session in self._log.sessions():
+            try:
+                found += await self._log.faults(session)
+            except CorruptValueError:
+                found.append(head_key(session))
+        return found
 
     async def mend_head(self, session: str) -> bool:
         """Takes the marks of those who were writing a log whole off it. They begin anew, unless they crashed.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from persistence_helpers import KINDS, Counting, Steps, Store, assert_clean, ids, message, run, session
+from persistence_helpers import KINDS, Counting, Steps, Store, Wrapped, assert_clean, ids, message, run, session
 
-from kvstore import CorruptValueError, InvalidValueError
-from persistence import ConflictError, Message, RecordNotFoundError, UserMessage
+from kvstore import Capabilities, CorruptValueError, Driver, InvalidValueError
+from persistence import ConflictError, Message, Persistence, RecordNotFoundError, UserMessage
 
 
 @pytest.fixture(params=KINDS)
@@ -275,6 +276,28 @@ def test_P5_deleting_a_session_takes_its_messages(store: Store) -> None:
     run(main())
 
 
+def test_P5_messages_without_a_session_are_found_and_told(store: Store) -> None:
+    async def main() -> None:
+        async with store.open() as persistence:
+            sessions = persistence.sessions
+            for name in ("s1", "s:2", "empty"):
+                await sessions.save(session(name))
+            await fill(persistence, 2)
+            await fill(persistence, 2, "s:2")
+            await fill(persistence, 1, "cleared")
+            await sessions.clear_messages("cleared")
+            assert sorted(await sessions.logs()) == ["s1", "s:2"]
+            assert (await persistence.repair()).orphaned == ()
+            await sessions.delete("s:2")
+            await sessions.add_message("s:2", message("of a turn that went on"))
+            assert (await persistence.repair()).orphaned == ("s:2",)
+            assert await sessions.delete("s:2")
+            assert await sessions.logs() == ["s1"]
+        await assert_clean(store)
+
+    run(main())
+
+
 def test_a_log_with_a_hole_is_told_and_can_still_be_deleted(store: Store) -> None:
     async def main() -> None:
         async with store.open() as persistence:
@@ -293,6 +316,179 @@ def test_a_log_with_a_hole_is_told_and_can_still_be_deleted(store: Store) -> Non
         async with store.open() as persistence:
             assert await persistence.sessions.delete("s1")
         await assert_clean(store)
+
+    run(main())
+
+
+async def lose(store: Store, *numbers: int) -> None:
+    """Entries of the log are gone, as after a restart of a server that had not synced, or where one of them was evicted."""
+    async with store.storage() as storage:
+        keys = await storage.get_keys("messages:s1")
+        await storage.remove_items([key for key in keys if int(key.rpartition(":")[2], 16) in numbers])
+
+
+def test_P4_after_a_server_lost_its_last_moments_nothing_is_written_behind_a_hole(store: Store) -> None:
+    async def main() -> None:
+        async with store.open() as one, store.open() as two, store.open() as three:
+            for number in range(6):
+                await one.sessions.add_message("s1", message(f"m{number}"))
+            assert await two.sessions.add_message("s1", message("m6")) == 6
+            assert await three.sessions.count_messages("s1") == 7
+            await lose(store, 3, 4, 5, 6)
+            assert await two.sessions.add_message("s1", message("a")) == 3
+            assert await one.sessions.add_message("s1", message("b")) == 4
+            assert await three.sessions.add_message("s1", message("c")) == 5
+            async with store.open() as cold:
+                for persistence in (one, two, three, cold):
+                    assert ids(await persistence.sessions.get_messages("s1")) == ["m0", "m1", "m2", "a", "b", "c"]
+                    assert await persistence.sessions.count_messages("s1") == 6
+            report = await one.repair()
+            assert report.unreadable == ()
+        await assert_clean(store)
+
+    run(main())
+
+
+def test_P4_a_log_that_lost_its_end_and_grew_again_is_appended_to_at_its_new_end(store: Store) -> None:
+    async def main() -> None:
+        async with store.open() as one, store.open() as two:
+            for number in range(4):
+                await one.sessions.add_message("s1", message(f"m{number}"))
+            await lose(store, 2, 3)
+            for name in "ab":
+                await two.sessions.add_messages("s1", [message(f"{name}1"), message(f"{name}2")])
+            assert await one.sessions.add_message("s1", message("c")) == 6
+            for persistence in (one, two):
+                assert ids(await persistence.sessions.get_messages("s1")) == ["m0", "m1", "a1", "a2", "b1", "b2", "c"]
+
+    run(main())
+
+
+def test_P4_what_a_server_lost_is_no_hole_to_who_remembers_it(store: Store) -> None:
+    async def main() -> None:
+        left = ["m0", "m1", "m2"]
+        for call in ("get", "last", "count", "fork", "truncate", "clear"):
+            async with store.open() as persistence:
+                sessions = persistence.sessions
+                await sessions.save(session("s1"))
+                for number in range(6):
+                    await sessions.add_message("s1", message(f"m{number}", content="long" * (5_000 if number == 5 else 1)))
+                await lose(store, 3, 4, 5)
+                match call:
+                    case "get":
+                        assert ids(await sessions.get_messages("s1")) == left
+                    case "last":
+                        assert ids(await sessions.get_messages("s1", last=50)) == left
+                    case "count":
+                        assert await sessions.count_messages("s1") == 3
+                    case "fork":
+                        await sessions.fork("s1", "s2")
+                        assert ids(await sessions.get_messages("s2")) == left
+                    case "truncate":
+                        assert await sessions.truncate_after("s1", "m1") == 1
+                        left = ["m0", "m1"]
+                    case "clear":
+                        assert await sessions.clear_messages("s1") == 3
+                        left = []
+                assert ids(await sessions.get_messages("s1", last=1)) == left[-1:]
+                assert await sessions.add_message("s1", message("next")) == len(left)
+                assert await sessions.delete("s1")
+                left = ["m0", "m1", "m2"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("damage", ["gone", "no JSON", "no entry"])
+def test_P4_a_hole_is_told_by_every_read_of_it_and_by_repair_and_a_cut_before_it_mends_it(store: Store, damage: str) -> None:
+    async def main() -> None:
+        async with store.open() as warm:
+            for number in range(8):
+                await warm.sessions.add_message("s1", message(f"m{number}"))
+            async with store.storage() as storage:
+                keys = await storage.get_keys("messages:s1")
+                for key in keys[3:5]:
+                    if damage == "gone":
+                        await storage.remove_item(key)
+                    else:
+                        await storage.set_item_raw(key, b"{" if damage == "no JSON" else b'{"at":3}')
+            async with store.open() as cold:
+                for persistence in (warm, cold):
+                    for wanted in ({}, {"last": 6}, {"start": 2}):
+                        with pytest.raises(CorruptValueError, match="messages:s1"):
+                            await persistence.sessions.get_messages("s1", **wanted)
+                    assert ids(await persistence.sessions.get_messages("s1", limit=3)) == ["m0", "m1", "m2"]
+                    assert ids(await persistence.sessions.get_messages("s1", last=2)) == ["m6", "m7"]
+                    assert ids(await persistence.sessions.get_messages("s1", start=5)) == ["m5", "m6", "m7"]
+                    assert await persistence.sessions.count_messages("s1") == 8
+                assert (await cold.repair()).unreadable == tuple(keys[3:4] if damage == "gone" else keys[3:5])
+                assert await cold.sessions.truncate_after("s1", "m2") == 5
+                assert ids(await warm.sessions.get_messages("s1")) == ["m0", "m1", "m2"]
+                assert (await cold.repair()).unreadable == ()
+        await assert_clean(store)
+
+    run(main())
+
+
+class Torn(Wrapped):
+    """Reads one key of several later than the others, after something else has happened."""
+
+    def __init__(self, inner: Driver, ordered: bool) -> None:
+        super().__init__(inner)
+        self.capabilities = Capabilities(conditional=True, ordered=ordered, persistent=False)
+        self.late = ""
+        self.happen: Callable[[], Coroutine[Any, Any, object]] | None = None
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        await asyncio.sleep(0)
+        found = dict(zip(keys, await super().read(keys), strict=True))
+        late = [key for key in keys if key.endswith(self.late)]
+        if late and self.happen:
+            happen, self.happen = self.happen, None
+            await happen()
+            found |= zip(late, await super().read(late), strict=True)
+        return [found[key] for key in keys]
+
+
+@pytest.mark.parametrize("cut", ["clear", "delete", "truncate"])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_P4_a_read_that_is_not_of_one_moment_gives_a_state_that_was_there(tmp_path: Path, cut: str, ordered: bool) -> None:
+    async def main() -> None:
+        left = {"truncate": 41}.get(cut, 0)
+        for warm in (False, True):
+            for call in ("all", "start", "last", "fork"):
+                path = tmp_path / f"{warm}{call}"
+                store = Store("memory", path)
+                torn = Torn(store.driver(), ordered)
+                async with store.open(lambda _, torn=torn: torn) as reader, store.open(Steps) as writer:  # type: ignore[misc]
+                    await writer.sessions.save(session("s1"))
+                    await fill(writer, 60)
+                    if warm:
+                        await reader.sessions.count_messages("s1")
+
+                    async def happen(writer: Persistence = writer) -> None:
+                        match cut:
+                            case "clear":
+                                await writer.sessions.clear_messages("s1")
+                            case "delete":
+                                await writer.sessions.delete("s1")
+                            case "truncate":
+                                await writer.sessions.truncate_after("s1", "m40")
+
+                    torn.late, torn.happen = f":{50 if left else 30:012x}", happen
+                    match call:
+                        case "all":
+                            assert len(await reader.sessions.get_messages("s1")) in (60, left)
+                        case "start":
+                            assert len(await reader.sessions.get_messages("s1", start=5)) in (55, max(0, left - 5))
+                        case "last":
+                            assert ids(await reader.sessions.get_messages("s1", last=50))[-1:] in (
+                                ["m59"],
+                                ["m40"] * (left > 0),
+                            )
+                        case "fork":
+                            await reader.sessions.fork("s1", "s2")
+                            assert await writer.sessions.count_messages("s2") in (60, left)
+                    assert torn.happen is None
 
     run(main())
 

@@ -9,7 +9,7 @@ import pytest
 from persistence_helpers import KINDS, Counting, Store, assert_clean, image, message, run, session
 
 from kvstore import MISSING, CorruptValueError, InvalidKeyError, InvalidValueError, escape_segment
-from persistence import Container, Image, Kind, Persistence, Record, RecordNotFoundError
+from persistence import Container, Image, Kind, Persistence, Record, RecordNotFoundError, RepairReport
 from persistence.records import McpServer
 
 HOSTILE = [
@@ -296,6 +296,47 @@ def test_what_is_stored_and_does_not_fit_is_told_and_left_as_it_was(store: Store
             assert await names(persistence) == ["i2"]
             await persistence.repair()
         await assert_clean(store)
+
+    run(main())
+
+
+def test_a_record_that_cannot_be_read_is_told_by_lists_and_stops_neither_them_nor_a_cascade_nor_its_replacement(
+    store: Store,
+) -> None:
+    async def main() -> None:
+        async with store.open() as persistence:
+            await persistence.containers.save(Container(container_id="c1"))
+            for number in range(6):
+                await persistence.images.save(image(f"i{number}", created_at=number))
+                await persistence.sessions.save(session(f"s{number}", f"i{number}"))
+        async with store.storage() as storage:
+            newer = await storage.get_item("images:i4") | {"thinking": "max"}  # as a later version may write it
+            await storage.set_item("images:i4", newer)
+            await storage.set_item_raw("images:i2", b"not JSON")
+            await storage.set_item("sessions:s1", await storage.get_item("sessions:s1") | {"extra": 1, "updatedAt": "now"})
+        async with store.open() as persistence:
+            for filters in ({}, {"container_id": "c1"}, {"name": "Helper", "container_id": "c1"}):
+                found, unreadable, cursor = [], [], None
+                while True:
+                    page = await persistence.images.list(limit=2, cursor=cursor, **filters)
+                    found += [image.image_id for image in page]
+                    unreadable += page.unreadable
+                    if (cursor := page.cursor) is None:
+                        break
+                assert (found, unreadable) == (["i5", "i3", "i1", "i0"], ["images:i4", "images:i2"])
+            assert (await persistence.sessions.list(image_id="i1")).unreadable == ["sessions:s1"]
+            with pytest.raises(CorruptValueError):
+                await persistence.images.get("i4")
+            assert set((await persistence.repair()).unreadable) == {"images:i4", "images:i2", "sessions:s1"}
+            assert (await persistence.images.save(image("i2", created_at=2))).name == "Helper"
+            assert (await persistence.images.save(image("i2", created_at=2))).name == "Helper"
+            assert await names(persistence) == ["i5", "i3", "i2", "i1", "i0"]
+            assert await persistence.containers.delete("c1", cascade=True)
+            assert await persistence.repair() == RepairReport(
+                added_entries=0, removed_entries=0, mended_heads=0, removed_messages=0, unreadable=(), orphaned=()
+            )
+        async with store.storage() as storage:
+            assert await storage.get_keys() == []
 
     run(main())
 
