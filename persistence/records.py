@@ -20,7 +20,7 @@ class Kind:
     id: str
     """The field that identifies a record, a str."""
     indexes: tuple[str, ...] = ()
-    """The fields (str, or None for "in no list") that lists can be asked by, those that tell more records apart first."""
+    """The fields that lists can be asked by, those that tell more records apart first: str, or None for "in no list"."""
 
 
 class Record(msgspec.Struct, kw_only=True, rename="camel"):
@@ -37,7 +37,9 @@ class Record(msgspec.Struct, kw_only=True, rename="camel"):
 
         notes = persistence.repository(Note)
 
-    A field that is None, and None if nothing is given, is left out of the JSON.
+    A field that is None, and None if nothing is given, is left out of the JSON. JSON objects within a record are
+    `dict[str, Any]`, which keeps members that this version does not know, or a `msgspec.Struct` with
+    `forbid_unknown_fields=True`, which refuses them; a type that would lose them is a `ConfigError`.
     """
 
     __kind__: ClassVar[Kind]

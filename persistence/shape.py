@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
+from msgspec import inspect
 
 from kvstore.errors import ConfigError, CorruptValueError, InvalidKeyError, InvalidValueError
 from kvstore.keys import escape_segment, unescape_segment
@@ -41,6 +42,7 @@ class Shape(Generic[R]):
         self.type = type
         self.name = kind.name
         self.id_field = kind.id
+        types = _types(type)
         # The JSON's names by the fields'. That of `extra` is no member: what it holds are members.
         fields = [field for field in msgspec.structs.fields(type) if field.name != "extra"]
         self._members = {field.name: field.encode_name for field in fields}
@@ -50,6 +52,16 @@ class Shape(Generic[R]):
         for field in (kind.id, *kind.indexes):
             if field not in self._members or field in ("created_at", "updated_at"):
                 raise ConfigError(f"{type.__name__} has no field {field!r} to be found by")
+            if field in ("limit", "cursor"):
+                raise ConfigError(f"{type.__name__} can't be found by {field!r}, which a list takes for something else")
+            if not _is_text(types[field], or_none=field != kind.id):
+                raise ConfigError(f"{type.__name__} can't be found by {field!r}: it is not declared as text")
+        for field, its_type in types.items():
+            if any(map(_loses_members, _within(its_type))):
+                raise ConfigError(
+                    f"a type within the field {field!r} of {type.__name__} would lose the members that it does not name;"
+                    " dict[str, Any] keeps them, a Struct with forbid_unknown_fields=True refuses them"
+                )
         self.indexes = {field: self._members[field] for field in kind.indexes}
 
     # Keys
@@ -127,6 +139,47 @@ class Shape(Generic[R]):
             raise CorruptValueError(f"the {self.type.__name__} that is stored has another id", key=key)
         record.extra = {member: value for member, value in document.items() if member not in members}
         return record
+
+
+def _types(type: type[Record]) -> dict[str, inspect.Type]:
+    """The types of the fields."""
+    config = type.__struct_config__
+    if config.frozen or config.array_like or config.tag is not None:
+        raise ConfigError(f"{type.__name__} is no plain record: it is frozen, array_like or tagged")
+    try:
+        return {field.name: field.type for field in cast(inspect.StructType, inspect.type_info(type)).fields}
+    except (TypeError, NameError, AttributeError) as error:
+        raise ConfigError(f"the fields of {type.__name__} have types that can't be made out: {error}") from error
+
+
+def _is_text(type: inspect.Type, *, or_none: bool) -> bool:
+    match type:
+        case inspect.UnionType(types):
+            return all(_is_text(one, or_none=or_none) for one in types)
+        case inspect.LiteralType(values):
+            return all(isinstance(value, str) for value in values)
+    return isinstance(type, inspect.StrType) or (or_none and isinstance(type, inspect.NoneType))
+
+
+def _within(type: inspect.Type) -> Iterator[inspect.Type]:
+    """A type, and those that it is made of."""
+    todo: list[Any] = [type]
+    seen: set[int] = set()
+    while todo:
+        part = todo.pop()
+        if isinstance(part, tuple):
+            todo += part
+        elif isinstance(part, inspect.Type | inspect.Field) and id(part) not in seen:
+            seen.add(id(part))
+            todo += [getattr(part, name) for name in part.__struct_fields__]
+            if isinstance(part, inspect.Type):
+                yield part
+
+
+def _loses_members(type: inspect.Type) -> bool:
+    if isinstance(type, inspect.StructType):
+        return not type.cls.__struct_config__.forbid_unknown_fields
+    return isinstance(type, inspect.TypedDictType | inspect.DataclassType)
 
 
 def created_at(document: Any, default: int) -> int:

@@ -8,8 +8,11 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
 
+import msgspec
 import pytest
 from persistence_helpers import Steps, Store, Wrapped, assert_clean, ids, image, message, place_on_a_server, run, session
 
@@ -253,11 +256,90 @@ def test_a_kind_of_records_has_to_fit_its_class() -> None:
     class Two(Base):
         __kind__ = Kind("notes", id="note_id")
 
+    class Limit(Base):
+        __kind__ = Kind("others", id="note_id", indexes=("limit",))
+        limit: str
+
+    class NoText(Base):
+        __kind__ = Kind("others", id="note_id", indexes=("number",))
+        number: int | None
+
+    class NumberedId(Record):
+        __kind__ = Kind("others", id="number")
+        number: int
+
+    class PerhapsId(Record):
+        __kind__ = Kind("others", id="name")
+        name: str | None
+
+    class Frozen(Base, frozen=True):  # type: ignore[misc]
+        __kind__ = Kind("others", id="note_id")
+
+    class Array(Base, array_like=True):
+        __kind__ = Kind("others", id="note_id")
+
+    class Tagged(Base, tag=True):
+        __kind__ = Kind("others", id="note_id")
+
+    class Unresolved(Base):
+        __kind__ = Kind("others", id="note_id")
+        what: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+    class Fits(Base):
+        __kind__ = Kind("fits", id="note_id", indexes=("color", "short"))
+        color: Literal["red", "blue"] | None
+        short: Annotated[str, msgspec.Meta(max_length=5)]
+
     persistence = create_persistence("memory")
     persistence.repository(One)
-    for bad in (NoField, NoIndex, Reserved, NoWord, Taken, Two, Base):
+    persistence.repository(Fits)
+    others = (Limit, NoText, NumberedId, PerhapsId, Frozen, Array, Tagged, Unresolved)
+    for bad in (NoField, NoIndex, Reserved, NoWord, Taken, Two, Base, *others):
         with pytest.raises(ConfigError):
             persistence.repository(bad)
+
+
+class Place(msgspec.Struct, forbid_unknown_fields=True):
+    street: str
+    next: Place | None = None
+
+
+class Strict(Record):
+    __kind__ = Kind("notes", id="note_id")
+
+    note_id: str
+    place: Place
+    free: dict[str, Any]
+
+
+def test_P2_a_kind_that_would_lose_members_within_its_fields_is_refused() -> None:
+    class Address(msgspec.Struct):
+        street: str
+
+    holder = msgspec.defstruct("Holder", [("address", Address)], forbid_unknown_fields=True)
+
+    class Typed(TypedDict):
+        a: int
+
+    @dataclass
+    class Plain:
+        a: int
+
+    persistence = create_persistence("memory")
+    for inner in (Address, Typed, Plain, holder, list[Address], dict[str, Typed] | None, tuple[int, Plain]):
+        bad = msgspec.defstruct("Bad", [("note_id", str), ("inner", inner)], bases=(Record,), kw_only=True)
+        bad.__kind__ = Kind("notes", id="note_id")
+        with pytest.raises(ConfigError, match="'inner'"):
+            persistence.repository(bad)  # type: ignore[type-var]
+
+    async def main() -> None:
+        notes = persistence.repository(Strict)
+        await notes.save(Strict(note_id="n", place=Place(street="s", next=Place(street="t")), free={"a": {"b": 1}}))
+        found = await notes.get("n")
+        assert found is not None
+        assert (found.place.next, found.free) == (Place(street="t"), {"a": {"b": 1}})
+
+    run(main())
 
 
 def test_importing_persistence_imports_no_driver_and_no_client() -> None:
