@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from persistence.errors import RecordNotFoundError as RecordNotFoundError
     from persistence.messages import AssistantMessage as AssistantMessage
     from persistence.messages import ErrorMessage as ErrorMessage
+    from persistence.messages import KnownMessage as KnownMessage
     from persistence.messages import Message as Message
     from persistence.messages import ToolCallMessage as ToolCallMessage
     from persistence.messages import ToolResultMessage as ToolResultMessage
@@ -33,7 +34,15 @@ if TYPE_CHECKING:
 _PLACES = {
     "agentx": ("import_agentx",),
     "errors": ("ConflictError", "RecordNotFoundError"),
-    "messages": ("AssistantMessage", "ErrorMessage", "Message", "ToolCallMessage", "ToolResultMessage", "UserMessage"),
+    "messages": (
+        "AssistantMessage",
+        "ErrorMessage",
+        "KnownMessage",
+        "Message",
+        "ToolCallMessage",
+        "ToolResultMessage",
+        "UserMessage",
+    ),
     "persistence": ("Persistence", "create_persistence", "local_persistence"),
     "records": ("Container", "Image", "Kind", "McpServer", "Record", "Session"),
     "repair": ("RepairReport",),
@@ -48,6 +57,7 @@ __all__ = [  # a literal, for type checkers
     "ErrorMessage",
     "Image",
     "Kind",
+    "KnownMessage",
     "McpServer",
     "Message",
     "Page",

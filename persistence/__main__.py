@@ -13,7 +13,6 @@ import orjson
 
 from kvstore.errors import ConfigError, KVStoreError
 from persistence.agentx import export_order, import_agentx
-from persistence.messages import Message
 from persistence.persistence import Persistence, create_persistence, local_persistence
 from persistence.repository import Repository
 
@@ -116,17 +115,17 @@ async def _show(persistence: Persistence, session_id: str, last: int) -> None:
         print(line(message))
 
 
-def line(message: Message) -> str:
-    """One message in a line of a terminal."""
-    known: Any = message
-    match known.get("subtype"):
-        case "tool-call":
-            call = known.get("toolCall", {})
-            return f"  tool →     {call.get('name')} {_brief(call.get('input'))}"
-        case "tool-result":
-            return f"  tool ←     {_brief(known.get('toolResult', {}).get('output', {}).get('value'))}"
+def line(message: Any) -> str:
+    """One message, any JSON object, in a line of a terminal."""
+    match message:
+        case {"subtype": "tool-call", "toolCall": {"name": name, **call}}:
+            return f"  tool →     {_brief(name)} {_brief(call.get('input'))}"
+        case {"subtype": "tool-result", "toolResult": {"output": {**output}}}:
+            return f"  tool ←     {_brief(output.get('value'))}"
+        case {"content": content}:
+            return f"  {_brief(message.get('role') or message.get('subtype') or '?'):10} {_brief(content)}"
         case _:
-            return f"  {known.get('role') or known.get('subtype') or '?':10} {_brief(known.get('content'))}"
+            return f"  {'?':10} {_brief(message)}"
 
 
 def _brief(value: object, width: int = 100) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,17 +142,25 @@ async def _import_record(
 
 
 async def _import_messages(target: Persistence, session_id: str, messages: list[dict[str, Any]], report: ImportReport) -> None:
-    there = await target.sessions.get_messages(session_id)
-    if there != messages[: len(there)]:
-        report.problems.append(Problem(f"messages:{session_id}", "there are other messages; they were left as they are"))
-        return
-    report.already_there += len(there)
-    if there:
-        for message in messages[len(there) :]:
-            await target.sessions.add_message(session_id, message)
-    elif messages:
-        await target.sessions.write_messages(session_id, messages)
-    report.messages += len(messages) - len(there)
+    imported, begun = 0, False
+    while True:
+        there = await target.sessions.get_messages(session_id)
+        if there != messages[: len(there)]:
+            report.problems.append(Problem(f"messages:{session_id}", "there are other messages; they were left as they are"))
+            break
+        if len(there) == len(messages):
+            report.already_there += len(messages) - imported
+            break
+        try:
+            if not there and not begun:
+                await target.sessions.write_messages(session_id, messages)
+                imported = len(messages)
+            for count in range(len(there) or imported, len(messages)):
+                await target.sessions.add_messages(session_id, messages[count : count + 1], expected_count=count)
+                imported += 1
+        except ConflictError:  # another import, or an app; or a log that was begun and is empty yet
+            begun = True
+    report.messages += imported
 
 
 # Reading
@@ -282,6 +290,8 @@ def _read_path(path: Path) -> dict[str, str | None]:
 def _read_lines(path: Path) -> dict[str, str | None]:
     try:
         lines = [decode(line) for line in path.read_bytes().splitlines() if line.strip()]
+        if any(not isinstance(line["key"], str) for line in lines):
+            raise TypeError("a key is no text")
         return {line["key"]: line["value"] for line in lines}
     except (KVStoreError, TypeError, KeyError) as error:
         raise ConfigError(f'{path} is no dump of lines like {{"key": …, "value": …}}: {error}') from error
@@ -295,6 +305,11 @@ def _read_directory(path: Path) -> dict[str, str | None]:
     return texts
 
 
+def _rows(rows: Iterable[tuple[bytes | None, bytes | None]]) -> Iterator[tuple[str, str | None]]:
+    """As text: a key that is none as the name of a file that is none would be, with a lone surrogate."""
+    return (((key or b"").decode(errors="surrogateescape"), _text(value)) for key, value in rows)
+
+
 def _read_sqlite(path: Path) -> dict[str, str | None]:
     with path.open("rb") as file:
         wal = file.read(20)[18:20] == b"\2\2"
@@ -303,15 +318,16 @@ def _read_sqlite(path: Path) -> dict[str, str | None]:
     texts: dict[str, str | None] = {}
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?{mode}", uri=True)) as connection:
+            connection.text_factory = bytes  # what is not UTF-8 is the fault of its row alone
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if not tables & {"unstorage", "kv_storage"}:
+            if not tables & {b"unstorage", b"kv_storage"}:
                 raise ConfigError(f"{path} has neither table of the original, kv_storage or unstorage")
-            if "unstorage" in tables:  # the older one, so the other wins
+            if b"unstorage" in tables:  # the older one, so the other wins
                 columns = {row[1] for row in connection.execute("PRAGMA table_info(unstorage)")}
-                value = "coalesce(value, blob)" if "blob" in columns else "value"
-                texts.update(connection.execute(f"SELECT key, CAST({value} AS TEXT) FROM unstorage"))
-            if "kv_storage" in tables:
-                texts.update(connection.execute("SELECT key, CAST(value AS TEXT) FROM kv_storage"))
+                value = "coalesce(value, blob)" if b"blob" in columns else "value"
+                texts.update(_rows(connection.execute(f"SELECT CAST(key AS TEXT), CAST({value} AS TEXT) FROM unstorage")))
+            if b"kv_storage" in tables:
+                texts.update(_rows(connection.execute("SELECT CAST(key AS TEXT), CAST(value AS TEXT) FROM kv_storage")))
     except sqlite3.Error as error:
         raise BackendError(f"{path} can't be read: {error}", operation="import_agentx") from error
     return texts

@@ -22,7 +22,6 @@ from kvstore.storage import Storage
 from kvstore.values import MISSING, NEVER, encode
 from persistence.errors import ConflictError
 from persistence.head import Tail, entry_key, head_key, parse_entry, parse_head
-from persistence.messages import Message, encode_message
 from persistence.reader import Reader
 from persistence.table import one_commit
 
@@ -46,21 +45,19 @@ class Appender:
         self._waiting: dict[str, deque[_Append]] = {}  # of the logs that are being appended to
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def append(self, session: str, messages: Sequence[Message], expected: int | None = None) -> int:
-        """Adds messages as one entry, if there are `expected` so far. Returns the position of the first.
+    async def append(self, session: str, messages: Sequence[bytes], expected: int | None = None) -> int:
+        """Adds messages, as JSON, as one entry, if there are `expected` so far. Returns the position of the first.
 
         While an append is under way, later ones of this process wait, and are stored together.
         """
-        # As bytes at once: what the caller changes from now on is not ours.
-        data = [orjson.Fragment(encode_message(message)) for message in messages]
-        if not data:
+        if not messages:
             (tail, _) = await self._reader.end(session)
             _check_count(session, tail, expected)
             return tail.messages
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # another one in turn: who appended in the last is gone
             self._loop, self._waiting = loop, {}
-        append = _Append(data, expected, loop.create_future())
+        append = _Append([*map(orjson.Fragment, messages)], expected, loop.create_future())
         waiting = self._waiting.get(session)
         if waiting is not None:
             waiting.append(append)

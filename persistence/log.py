@@ -54,7 +54,7 @@ class MessageLog:
             position = last.find(message_id)
             if position is not None:
                 return [*entries, last.up_to(position + 1)]
-        raise _no_message(message_id, "fork")
+        raise _no_message(session, message_id, "fork")
 
     # Cutting
 
@@ -72,7 +72,7 @@ class MessageLog:
         while True:
             found = await self.reader.find_last(session, message_id)
             if found is None:
-                raise _no_message(message_id, "truncate_after")
+                raise _no_message(session, message_id, "truncate_after")
             tail, place, position = found
             end = position + 1
             if end == tail.messages:
@@ -227,5 +227,6 @@ def _messages(entries: Sequence[Entry]) -> list[Any]:
     return [message for entry in entries for message in entry.messages]
 
 
-def _no_message(message_id: str, operation: str) -> RecordNotFoundError:
-    return RecordNotFoundError(f"the session has no message {message_id!r}; nothing was changed", operation=operation)
+def _no_message(session: str, message_id: str, operation: str) -> RecordNotFoundError:
+    text = f"the session has no message {message_id!r}; nothing was changed"
+    return RecordNotFoundError(text, operation=operation, key=head_key(session))

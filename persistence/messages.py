@@ -5,6 +5,7 @@ The members have the names of the JSON. What is stored need not be one of these:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, NotRequired, TypedDict
 
 from kvstore.errors import InvalidValueError
@@ -113,8 +114,25 @@ class ErrorMessage(TypedDict):
     parentId: NotRequired[str]
 
 
-Message = UserMessage | AssistantMessage | ToolCallMessage | ToolResultMessage | ErrorMessage | dict[str, Any]
-"""One of the known ones, told apart by `subtype`, or any JSON object whose `id` is a text."""
+KnownMessage = UserMessage | AssistantMessage | ToolCallMessage | ToolResultMessage | ErrorMessage
+"""Told apart by `subtype`."""
+
+Message = KnownMessage | dict[str, Any]
+"""What is taken: one of the known ones, or any JSON object whose `id` is a text."""
+
+
+def encode_messages(operation: str, session: str, messages: Iterable[Message]) -> list[bytes]:
+    """Messages as JSON. Raises `InvalidValueError`, which says where it is which one."""
+    if not isinstance(messages, Iterable):
+        raise InvalidValueError(f"messages are a list of them, not {type(messages).__name__}", operation=operation)
+    data: list[bytes] = []
+    try:
+        for message in messages:
+            data.append(encode_message(message))
+    except InvalidValueError as error:
+        which = "" if operation == "add_message" else f"message {len(data)} of those given: "
+        raise InvalidValueError(which + error.message, operation=operation, key=f"messages:{session}") from error
+    return data
 
 
 def encode_message(message: Message) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvstore.errors import InvalidValueError
 from kvstore.storage import Storage
 from kvstore.values import MISSING, encode
 from persistence.records import Container, Image
@@ -37,6 +38,8 @@ class Images(Repository[Image]):
 
         Raises `RecordNotFoundError` where there is no image, and `InvalidValueError` for what is not JSON.
         """
+        if not isinstance(metadata, dict):
+            raise InvalidValueError(f"metadata is a dict, not {type(metadata).__name__}", operation="update_metadata")
         encode({member: value for member, value in metadata.items() if value is not MISSING})
 
         def merged(image: Image) -> Image:

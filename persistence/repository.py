@@ -133,10 +133,10 @@ class Repository(Generic[R]):
     async def _delete_all(self, delete: Callable[[str], Any], **filters: str) -> None:
         """Deletes the records of a list, until there are none. What is not even JSON does not say that it belongs there."""
 
-        def id(key: str, document: object) -> str:
+        def its_id(key: str, document: object) -> str:
             return self.table.shape.id(key)
 
-        while ids := (await self.table.page(id, self.table.shape.filters(filters), 100, None))[0]:
+        while ids := (await self.table.page(its_id, self.table.shape.filters(filters), 100, None))[0]:
             for record_id in ids:
                 await delete(record_id)
 

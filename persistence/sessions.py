@@ -17,7 +17,7 @@ from kvstore.values import MISSING
 from persistence.errors import ConflictError
 from persistence.head import Entry, head_key
 from persistence.log import MessageLog
-from persistence.messages import Message, encode_message
+from persistence.messages import KnownMessage, Message, encode_messages
 from persistence.pending import SessionTable
 from persistence.records import AT_SAVE, Session
 from persistence.repository import Page, Repository
@@ -45,7 +45,8 @@ class Sessions(Repository[Session]):
 
         Raises `InvalidValueError`, before anything is touched, for what is no such object.
         """
-        return await self._log.appender.append(id_segment(session_id), (message,))
+        session = id_segment(session_id)
+        return await self._log.appender.append(session, encode_messages("add_message", session, (message,)))
 
     async def add_messages(self, session_id: str, messages: Sequence[Message], *, expected_count: int | None = None) -> int:
         """Appends messages, such as a tool call and its result, together or not at all. Returns the position of the first.
@@ -53,18 +54,21 @@ class Sessions(Repository[Session]):
         With `expected_count` only if the session has so many messages, else `ConflictError`. No messages: nothing is stored
         and the count returned.
         """
-        return await self._log.appender.append(id_segment(session_id), messages, _count("expected_count", expected_count))
+        _check_counts("add_messages", expected_count=expected_count)
+        session = id_segment(session_id)
+        return await self._log.appender.append(session, encode_messages("add_messages", session, messages), expected_count)
 
     async def get_messages(
         self, session_id: str, *, last: int | None = None, start: int = 0, limit: int | None = None
-    ) -> list[Message]:
+    ) -> builtins.list[KnownMessage]:
         """The messages as they came, in order: all, the `last` ones, or those from position `start` on, at most `limit`.
 
-        What it costs goes by what is returned, not by the length of the log. No session: no messages.
+        What it costs goes by what is returned, not by the length of the log. No session: no messages. They are typed as
+        those that a runtime writes, so that a type checker tells them apart by `subtype`; others come as they came too.
         """
-        if _count("last", last) is not None and (start, limit) != (0, None):
+        _check_counts("get_messages", last=last, start=start, limit=limit)
+        if last is not None and (start, limit) != (0, None):
             raise InvalidValueError("messages are asked for either by last, or by start and limit", operation="get_messages")
-        _count("start", start), _count("limit", limit)
         return await self._log.read(id_segment(session_id), start, last, limit)
 
     async def count_messages(self, session_id: str) -> int:
@@ -73,11 +77,14 @@ class Sessions(Repository[Session]):
         return tail.messages
 
     async def clear_messages(self, session_id: str) -> int:
-        """Removes all messages at one moment. Returns how many there were."""
+        """Removes all messages at one moment. Returns how many there were, about: one that another instance appends at that
+        moment may be counted too, or not.
+        """
         return await self._log.clear(id_segment(session_id))
 
     async def truncate_after(self, session_id: str, message_id: str) -> int:
-        """Removes what follows a message (the last one with this id) at one moment. Returns how many went.
+        """Removes what follows a message (the last one with this id) at one moment. Returns how many went, about: one that
+        another instance appends at that moment may be counted too, or not.
 
         Raises `RecordNotFoundError` where there is no such message; nothing is changed then.
         """
@@ -88,8 +95,9 @@ class Sessions(Repository[Session]):
 
         Raises `ConflictError` where there are messages already, and `InvalidValueError` before anything is touched.
         """
-        entries = [Entry(at, [orjson.Fragment(encode_message(message))]) for at, message in enumerate(messages)]
-        await self._log.write(id_segment(session_id), entries)
+        session = id_segment(session_id)
+        data = encode_messages("write_messages", session, messages)
+        await self._log.write(session, [Entry(at, [orjson.Fragment(message)]) for at, message in enumerate(data)])
 
     async def logs(self) -> builtins.list[str]:
         """The ids of all sessions that have messages, with a record or without."""
@@ -191,7 +199,7 @@ class Sessions(Repository[Session]):
         return await self._log.sweep()
 
     async def faults(self) -> builtins.list[str]:
-        """The keys of logs that can't be read: of heads, of entries, and of the first of entries that are gone before others."""
+        """The keys of logs that can't be read: of heads, of entries, of the first of some that are gone before others."""
         found = []
         async for session in self._log.sessions():
             try:
@@ -215,7 +223,9 @@ class Sessions(Repository[Session]):
         return marked
 
 
-def _count(name: str, count: int | None) -> int | None:
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
-        raise InvalidValueError(f"{name} is a whole number from 0 on, not {count!r}")
-    return count
+def _check_counts(operation: str, **counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is None and name != "start":
+            continue
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise InvalidValueError(f"{name} is a whole number from 0 on, not {count!r}", operation=operation)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from persistence_helpers import Crashing
+from persistence_helpers import Crashing, Store
 from running import in_loop
 
 from kvstore import BackendError, ClosedError, ConfigError, CorruptValueError, KVStoreError, ReadOnlyError, create_storage
@@ -318,6 +318,28 @@ def test_P6_what_cannot_be_read_is_reported_and_the_rest_imported(layout: str, t
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("table", ["kv_storage", "unstorage"])
+def test_P6_a_text_or_a_key_that_is_not_utf8_is_the_fault_of_its_row_alone(table: str, tmp_path: Path) -> None:
+    connection = sqlite_store(
+        tmp_path / "agentx.db", {key: text for key, text in texts().items() if key != "messages:s1"}, table=table
+    )
+    columns = "key, value, created_at, updated_at"
+    for key, value in ((b"messages:s1", b'[{"id":"\xff"}]'), (b"images:\xff", b"{}"), (b"messages:\xff", b'[{"id":"m"}]')):
+        connection.execute(f"INSERT INTO {table} ({columns}) VALUES (CAST(? AS TEXT), CAST(? AS TEXT), 1, 1)", (key, value))
+    connection.execute(f"INSERT INTO {table} ({columns}) VALUES (NULL, '', 1, 1)")
+    connection.commit()
+    connection.close()
+
+    async def main() -> None:
+        async with create_persistence("memory") as persistence:
+            report = await import_agentx(tmp_path / "agentx.db", persistence)
+            keys = ["", "images:\udcff", "messages:s1", "messages:\udcff"]
+            assert sorted(problem.key for problem in report.problems) == keys
+            assert await exported(persistence) == SMALL | {"messages": {"s1": [], "s2": []}}
+
+    asyncio.run(main())
+
+
 @in_loop
 async def test_P6_strict_writes_nothing_where_anything_cannot_be_read() -> None:
     for key, text in BAD.items():
@@ -386,6 +408,56 @@ async def test_P6_a_log_that_is_here_in_part_is_completed() -> None:
             report = await import_agentx(source, persistence)
             assert (report.messages, report.problems) == (20 - there, [])
             assert await persistence.sessions.get_messages("s1") == messages
+
+
+@pytest.mark.parametrize("begun", [0, 3])
+@pytest.mark.parametrize("kind", ["memory", "steps", "sqlite", "fs"])
+def test_P6_two_imports_at_once_double_nothing_and_find_nothing_wrong(kind: str, begun: int, tmp_path: Path) -> None:
+    messages = [message(f"m{number}") for number in range(12)]
+    source = texts() | {"messages:s1": json.dumps(messages)}
+
+    async def main() -> None:
+        store = Store(kind, tmp_path)
+        async with store.open() as one, store.open() as two:
+            for given in messages[:begun]:
+                await one.sessions.add_message("s1", given)
+            reports = await asyncio.gather(*(import_agentx(source, persistence) for persistence in (one, two, one)))
+            assert [report.problems for report in reports] == [[], [], []]
+            assert sum(report.messages for report in reports) == 12 - begun
+            assert await two.sessions.get_messages("s1") == messages
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["memory", "steps", "sqlite", "fs"])
+def test_P6_an_import_beside_an_append_leaves_a_log_that_went_on_and_tells_it(kind: str, tmp_path: Path) -> None:
+    messages = [message(f"m{number}") for number in range(12)]
+    source = texts() | {"messages:s1": json.dumps(messages)}
+
+    async def main() -> None:
+        store = Store(kind, tmp_path)
+        async with store.open() as one, store.open() as two:
+            for given in messages[:3]:
+                await one.sessions.add_message("s1", given)
+            report, place = await asyncio.gather(import_agentx(source, one), two.sessions.add_message("s1", message("live")))
+            found = await two.sessions.get_messages("s1")
+            assert found[place] == message("live")
+            assert found[:place] == messages[:place]
+            assert found[place + 1 :] == []
+            assert [problem.key for problem in report.problems] == ["messages:s1"] * (place < 12)
+
+    asyncio.run(main())
+
+
+@in_loop
+async def test_P6_a_log_that_was_begun_and_is_empty_is_imported_into() -> None:
+    """As a crash leaves it on a driver that is not atomic."""
+    storage = create_storage()
+    await storage.set_item("heads:s1", {"generation": "0" * 16})
+    async with create_persistence(storage) as persistence:
+        report = await import_agentx(texts(), persistence)
+        assert (report.messages, report.problems) == (2, [])
+        assert await persistence.sessions.get_messages("s1") == SMALL["messages"]["s1"]
 
 
 @in_loop

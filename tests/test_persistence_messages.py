@@ -11,7 +11,15 @@ import pytest
 from persistence_helpers import KINDS, Counting, Steps, Store, Wrapped, assert_clean, ids, message, run, session
 
 from kvstore import Capabilities, CorruptValueError, Driver, InvalidValueError
-from persistence import ConflictError, Message, Persistence, RecordNotFoundError, UserMessage
+from persistence import (
+    ConflictError,
+    Message,
+    Persistence,
+    RecordNotFoundError,
+    ToolCallMessage,
+    UserMessage,
+    create_persistence,
+)
 
 
 @pytest.fixture(params=KINDS)
@@ -63,6 +71,58 @@ def test_P2_what_is_no_message_is_refused_before_anything_is_touched(tmp_path: P
             assert not driver.taken()
 
     run(main())
+
+
+def test_E1_what_is_refused_says_in_which_call_of_which_session_and_which_message() -> None:
+    async def main() -> None:
+        async with create_persistence("memory") as persistence:
+            sessions: Any = persistence.sessions
+            await sessions.add_message("s1", message("m0"))
+            for call, operation, key, text in (
+                (sessions.add_message("s1", {}), "add_message", "messages:s1", "a message has an id"),
+                (sessions.add_messages("s1", [message("a"), 5]), "add_messages", "messages:s1", "message 1 of those given: "),
+                (sessions.write_messages("s2", [{}]), "write_messages", "messages:s2", "message 0 of those given: "),
+                (sessions.add_messages("s1", None), "add_messages", None, "messages are a list"),
+                (sessions.add_messages("s1", [], expected_count=-1), "add_messages", None, "expected_count is"),
+                (sessions.get_messages("s1", last=-1), "get_messages", None, "last is"),
+                (sessions.get_messages("s1", start=None), "get_messages", None, "start is"),
+                (persistence.images.update_metadata("i1", None), "update_metadata", None, "metadata is"),
+            ):
+                with pytest.raises(InvalidValueError, match=text) as refused:
+                    await call
+                assert (refused.value.operation, refused.value.key) == (operation, key)
+            with pytest.raises(RecordNotFoundError) as missing:
+                await sessions.truncate_after("s1", "x")
+            assert (missing.value.operation, missing.value.key) == ("truncate_after", "heads:s1")
+
+    run(main())
+
+
+def test_P2_messages_that_are_read_are_told_apart_by_their_subtype_for_a_type_checker() -> None:
+    """What it proves is that mypy passes without a cast."""
+
+    async def main() -> list[str]:
+        told = []
+        async with create_persistence("memory") as persistence:
+            call: ToolCallMessage = {
+                "id": "m1",
+                "timestamp": 1,
+                "subtype": "tool-call",
+                "role": "assistant",
+                "toolCall": {"type": "tool-call", "id": "c", "name": "ls", "input": {}},
+            }
+            await persistence.sessions.add_messages("s1", [call, message("m2")])
+            found = await persistence.sessions.get_messages("s1")
+            for one in found:
+                if one["subtype"] == "tool-call":
+                    told.append(one["toolCall"]["name"])
+                elif one["subtype"] == "user" and isinstance(one["content"], str):
+                    told.append(one["content"])
+            await persistence.sessions.add_messages("s2", found)
+            await persistence.sessions.write_messages("s3", found)
+        return told
+
+    assert run(main()) == ["ls", "hi"]
 
 
 def test_what_the_caller_changes_after_the_call_changes_nothing_stored(store: Store) -> None:
