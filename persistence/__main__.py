@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sqlite3
 import sys
 import textwrap
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import orjson
 
-from kvstore.errors import ConfigError, KVStoreError
-from persistence.agentx import export_order, import_agentx
+from kvstore.errors import ConfigError, CorruptValueError, KVStoreError
+from persistence.agentx import ORIGINAL, export_order, import_agentx, plain, sqlite_tables
 from persistence.persistence import Persistence, create_persistence, local_persistence
 from persistence.repository import Repository
 
 DEFAULT = "~/.agentx/data/agentx.db"
+SQLITE_TABLE = "kvstore"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: 0, 1 where an import left something out, 2 for an error."""
+    """Runs a command. Returns the exit status: 0, 1 where something can't be read, 2 for an error."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not know every letter
     try:
         return asyncio.run(_run(options))
-    except KVStoreError as error:
-        print(f"persistence: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except (KVStoreError, OSError) as error:
+        _complain(str(error))
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _run(options: argparse.Namespace) -> int:
     _check(options)
-    async with _open(options.store) as persistence:
+    unreadable: list[str] = []
+    async with _open(options.store, read_only=options.command != "import") as persistence:
         match options.command:
             case "import":
                 report = await import_agentx(
@@ -67,42 +74,88 @@ async def _run(options: argparse.Namespace) -> int:
                 print(report)
                 return 1 if report.problems else 0
             case "list":
-                await _list(persistence)
+                unreadable = await _list(persistence)
             case "show":
                 await _show(persistence, options.session, options.last)
             case "export":
-                sys.stdout.write(orjson.dumps(await exported(persistence), option=orjson.OPT_INDENT_2).decode() + "\n")
-    return 0
+                export = await exported(persistence)
+                unreadable = export.get("unreadable", [])
+                sys.stdout.buffer.write(orjson.dumps(export, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    for key in unreadable:
+        _complain(f"{key} can't be read")
+    return 1 if unreadable else 0
 
 
-def _open(store: str) -> Persistence:
-    if store == DEFAULT:
+def _complain(text: str) -> None:
+    print(f"persistence: {plain(text)}", file=sys.stderr)
+
+
+def _open(store: str, *, read_only: bool) -> Persistence:
+    if "://" in store:
+        return create_persistence(store, read_only=read_only)
+    if store == DEFAULT and not read_only:
         return local_persistence()
-    return create_persistence(store) if "://" in store else create_persistence("sqlite", path=store)
+    return create_persistence("sqlite", path=store, read_only=read_only)
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Before anything is created: what is to be read is there, and is not what is to be written."""
-    store = None if "://" in options.store else Path(options.store).expanduser()
-    if options.command != "import":
-        if store is not None and not store.is_file():
-            raise ConfigError(f"there is no store {store}")
+    """Before anything is created: what is to be read is there, and is not what is to be written, nor is another program's."""
+    store, table = _file(options.store)
+    importing = options.command == "import"
+    if importing:
+        source = Path(options.path).expanduser()
+        if not source.exists():
+            raise ConfigError(f"there is no {source}")
+        if store is not None and store.resolve() == source.resolve():
+            raise ConfigError(f"{source} is the store to import into; name another one with --into")
+    if store is None or (importing and not store.exists()):
         return
-    source = Path(options.path).expanduser()
-    if not source.exists():
-        raise ConfigError(f"there is no {source}")
-    if store is not None and store.resolve() == source.resolve():
-        raise ConfigError(f"{source} is the store to import into; name another one with --into")
+    if not store.is_file():
+        raise ConfigError(f"there is no store {store}")
+    try:
+        tables = sqlite_tables(store)
+    except sqlite3.Error:
+        return  # the driver says what is wrong with it
+    if table.encode() in tables:
+        return
+    if tables & ORIGINAL:
+        raise ConfigError(f"{store} is a store that AgentX wrote; import it into another one: import {store} --into NEW")
+    if not importing:
+        raise ConfigError(f"{store} is no store: it has no table {table}")
 
 
-async def _list(persistence: Persistence) -> None:
-    for container in (await persistence.containers.list()).items:
-        print(f"container {container.container_id}")
-    for image in (await persistence.images.list()).items:
-        print(f"image {image.image_id}  {image.name}  (container {image.container_id})")
-    for session in (await persistence.sessions.list()).items:
-        count = await persistence.sessions.count_messages(session.session_id)
-        print(f"session {session.session_id}  {count} messages  (image {session.image_id})")
+def _file(store: str) -> tuple[Path | None, str]:
+    """The SQLite file that a store is, or None, and the table in it."""
+    url = urlsplit(store)
+    if "://" not in store:
+        return Path(store).expanduser(), SQLITE_TABLE
+    if url.scheme != "sqlite" or url.path == "/:memory:":
+        return None, SQLITE_TABLE
+    return Path(unquote(url.path[1:])).expanduser(), parse_qs(url.query).get("table", [SQLITE_TABLE])[0]
+
+
+async def _list(persistence: Persistence) -> list[str]:
+    """Returns the keys of what can't be read."""
+    containers, images = await persistence.containers.list(), await persistence.images.list()
+    sessions = await persistence.sessions.list()
+    for container in containers:
+        print(plain(f"container {container.container_id}"))
+    for image in images:
+        print(plain(f"image {image.image_id}  {image.name}  (container {image.container_id})"))
+    for session in sessions:
+        count = await _count(persistence, session.session_id)
+        print(plain(f"session {session.session_id}  {count} messages  (image {session.image_id})"))
+    for session_id in await persistence.sessions.logs():
+        if not await persistence.sessions.exists(session_id):
+            print(plain(f"no session {session_id}  {await _count(persistence, session_id)} messages"))
+    return [*containers.unreadable, *images.unreadable, *sessions.unreadable]
+
+
+async def _count(persistence: Persistence, session_id: str) -> str:
+    try:
+        return str(await persistence.sessions.count_messages(session_id))
+    except CorruptValueError:
+        return "unreadable"
 
 
 async def _show(persistence: Persistence, session_id: str, last: int) -> None:
@@ -110,7 +163,7 @@ async def _show(persistence: Persistence, session_id: str, last: int) -> None:
     if not total and not await persistence.sessions.exists(session_id):
         raise ConfigError(f"there is no session {session_id!r}")
     messages = await persistence.sessions.get_messages(session_id, last=last)
-    print(f"session {session_id}: {total} messages" + (f", the last {len(messages)}" if len(messages) < total else ""))
+    print(plain(f"session {session_id}: {total} messages") + (f", the last {len(messages)}" if len(messages) < total else ""))
     for message in messages:
         print(line(message))
 
@@ -134,7 +187,9 @@ def _brief(value: object, width: int = 100) -> str:
 
 
 async def exported(persistence: Persistence) -> dict[str, Any]:
+    """Everything as JSON, messages without a session too; with `unreadable`, where there are, the keys of what is left out."""
     export: dict[str, Any] = {}
+    unreadable: list[str] = []
     kinds: dict[str, Repository[Any]] = {
         "containers": persistence.containers,
         "images": persistence.images,
@@ -142,11 +197,17 @@ async def exported(persistence: Persistence) -> dict[str, Any]:
     }
     for name, repository in kinds.items():
         shape = repository.table.shape
-        documents = [shape.document(record) for record in (await repository._page(None, None)).items]
+        page = await repository._page(None, None)
+        unreadable += page.unreadable
+        documents = [shape.document(record) for record in page]
         export[name] = export_order(documents, {"containers": "containerId", "images": "imageId"}.get(name, "sessionId"))
-    ids = [session["sessionId"] for session in export["sessions"]]
-    export["messages"] = {session_id: await persistence.sessions.get_messages(session_id) for session_id in ids}
-    return export
+    export["messages"] = {}
+    for session_id in sorted({*(session["sessionId"] for session in export["sessions"]), *await persistence.sessions.logs()}):
+        try:
+            export["messages"][session_id] = await persistence.sessions.get_messages(session_id)
+        except CorruptValueError as error:
+            unreadable.append(str(error.key))
+    return export | ({"unreadable": unreadable} if unreadable else {})
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ _KINDS: dict[str, tuple[str, Shape[Any]]] = {
 }
 # What can be wrong with one record or log. Any other error is the source's or the target's, and ends the import.
 _ITS_OWN_FAULT = (InvalidKeyError, InvalidValueError, CorruptValueError, ConflictError)
+ORIGINAL = frozenset((b"kv_storage", b"unstorage"))
+"""The tables of the original."""
 _OURS = re.compile(r"(?:(.*?):)?(?:containers|images|sessions|messages|idx):")
 
 
@@ -85,7 +87,12 @@ class ImportReport:
             f"{self.containers} containers, {self.images} images, {self.sessions} sessions, {self.messages} messages imported"
         )
         there = f"; {self.already_there} records and messages were there already" if self.already_there else ""
-        return "\n".join([counts + there, *(f"left out: {problem.key}: {problem.reason}" for problem in self.problems)])
+        return "\n".join([counts + there, *(plain(f"left out: {problem.key}: {problem.reason}") for problem in self.problems)])
+
+
+def plain(text: str) -> str:
+    """Fit for one line of a terminal: control characters, and what is no text, as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 async def import_agentx(
@@ -310,17 +317,33 @@ def _rows(rows: Iterable[tuple[bytes | None, bytes | None]]) -> Iterator[tuple[s
     return (((key or b"").decode(errors="surrogateescape"), _text(value)) for key, value in rows)
 
 
-def _read_sqlite(path: Path) -> dict[str, str | None]:
+def sqlite_tables(path: Path) -> set[bytes]:
+    """The tables of a SQLite file, which is left as it is. Raises `sqlite3.Error` for what is none."""
+    with _sqlite(path) as connection:
+        return _tables(connection)
+
+
+def _tables(connection: sqlite3.Connection) -> set[bytes]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def _sqlite(path: Path) -> closing[sqlite3.Connection]:
+    """A file of another program, to be read only."""
     with path.open("rb") as file:
         wal = file.read(20)[18:20] == b"\2\2"
     # Read-only access to a file in WAL mode leaves files beside it; where no log is there, nothing but the file counts.
     mode = "immutable=1" if wal and not path.with_name(path.name + "-wal").exists() else "mode=ro"
+    connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?{mode}", uri=True)
+    connection.text_factory = bytes  # what is not UTF-8 is the fault of its row alone
+    return closing(connection)
+
+
+def _read_sqlite(path: Path) -> dict[str, str | None]:
     texts: dict[str, str | None] = {}
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?{mode}", uri=True)) as connection:
-            connection.text_factory = bytes  # what is not UTF-8 is the fault of its row alone
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if not tables & {b"unstorage", b"kv_storage"}:
+        with _sqlite(path) as connection:
+            tables = _tables(connection)
+            if not tables & ORIGINAL:
                 raise ConfigError(f"{path} has neither table of the original, kv_storage or unstorage")
             if b"unstorage" in tables:  # the older one, so the other wins
                 columns = {row[1] for row in connection.execute("PRAGMA table_info(unstorage)")}

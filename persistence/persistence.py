@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kvstore.driver import Driver
-from kvstore.errors import ConfigError, UnsupportedOperation
+from kvstore.errors import BackendError, ConfigError, UnsupportedOperation
 from kvstore.storage import Storage, create_storage
 from persistence.places import placed
 from persistence.repair import RepairReport, repair
@@ -96,13 +96,16 @@ def create_persistence(driver: str | Driver | Storage = "sqlite", /, **options: 
 def local_persistence(base: str | os.PathLike[str] = "~/.agentx", *, persistence: Persistence | None = None) -> Persistence:
     """The persistence of a runtime on this machine: SQLite at `<base>/data/agentx.db`, or the one that is given instead.
 
-    The directories are created, readable by their owner only.
+    The directories are created, readable by their owner only. Raises `BackendError` where they can't be.
     """
     if persistence is not None:
         return persistence
     data = Path(base).expanduser() / "data"
-    for directory in (data.parent, data):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        for directory in (data.parent, data):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(f"the directory {data} can't be made: {error.strerror}", operation="local_persistence") from error
     return create_persistence("sqlite", path=str(data / "agentx.db"))
 
 

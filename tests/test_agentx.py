@@ -364,6 +364,7 @@ def test_P6_a_source_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database at all, but some text")
     (tmp_path / "torn.jsonl").write_text('{"key": "a"\n')
     (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "number.jsonl").write_text('{"key": 5, "value": "x"}\n')
     (tmp_path / "folder").mkdir()
     with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
         connection.execute("CREATE TABLE other (id)")
@@ -374,6 +375,7 @@ def test_P6_a_source_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
         ("text.db", ConfigError, "no SQLite file"),
         ("torn.jsonl", ConfigError, "no dump"),
         ("list.jsonl", ConfigError, "no dump"),
+        ("number.jsonl", ConfigError, "no dump"),
         ("other.db", ConfigError, "neither table"),
         ("damaged.db", BackendError, "can't be read"),
         ("folder", ConfigError, "no key"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from test_agentx import BAD, SMALL, image, message, sqlite_store, texts
 
-from persistence import create_persistence
+from kvstore import create_storage
+from persistence import Image, create_persistence
 from persistence.__main__ import main
 
 Output = pytest.CaptureFixture[str]
@@ -127,6 +130,131 @@ def test_control_characters_of_a_message_do_not_reach_the_terminal(store: str, c
     shown = capsys.readouterr().out
     assert not any(ord(character) < 32 and character != "\n" for character in shown)
     assert shown.count("\n") == 2
+
+
+def test_any_legal_message_is_shown_in_a_line(store: str, capsys: Output) -> None:
+    odd: list[dict[str, object]] = [
+        {"subtype": "tool-call", "toolCall": "x"},
+        {"subtype": "tool-call", "toolCall": {"name": ["n"]}},
+        {"subtype": "tool-result", "toolResult": None},
+        {"subtype": "tool-result", "toolResult": {"output": "text"}},
+        {"subtype": "tool-result", "toolResult": {"output": {}}},
+        {"role": ["a"], "content": 5},
+        {"subtype": {}, "content": None},
+        {},
+    ]
+
+    async def fill() -> None:
+        async with create_persistence("sqlite", path=store) as persistence:
+            await persistence.sessions.add_messages("s1", [one | {"id": f"m{number}"} for number, one in enumerate(odd)])
+
+    asyncio.run(fill())
+    assert main(["show", "s1", "--store", store]) == 0
+    assert capsys.readouterr().out.count("\n") == 1 + len(odd)
+
+
+def test_a_name_or_an_id_can_neither_forge_a_line_nor_speak_to_the_terminal(store: str, capsys: Output) -> None:
+    hostile = "\x1b]0;pwned\x07\nimage x\u202e"
+
+    async def fill() -> None:
+        async with create_persistence("sqlite", path=store) as persistence:
+            await persistence.images.save(Image(image_id=hostile, container_id=hostile, session_id=hostile, name=hostile))
+            await persistence.sessions.add_message(hostile, message("m1"))
+
+    asyncio.run(fill())
+    for command in (["list"], ["show", hostile]):
+        assert main([*command, "--store", store]) == 0
+        shown = capsys.readouterr().out
+        assert shown.count("\n") == 2
+        assert shown.replace("\n", "").isprintable()
+        assert "\\x1b]0;pwned\\x07\\nimage x\\u202e" in shown
+
+
+def test_messages_without_a_session_are_listed_and_exported(store: str, capsys: Output) -> None:
+    async def fill() -> None:
+        async with create_persistence("sqlite", path=store) as persistence:
+            await persistence.sessions.add_message("gone", message("m1"))
+
+    asyncio.run(fill())
+    assert main(["list", "--store", store]) == 0
+    assert capsys.readouterr().out == "no session gone  1 messages\n"
+    assert main(["export", "--store", store]) == 0
+    assert json.loads(capsys.readouterr().out)["messages"] == {"gone": [message("m1")]}
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_listed_and_exported(source: str, store: str, capsys: Output) -> None:
+    assert main(["import", source, "--into", store]) == 0
+    capsys.readouterr()
+
+    async def spoil() -> None:
+        async with create_storage("sqlite", path=store) as storage:
+            await storage.set_item("images:i1", {"imageId": "i1"} | await storage.get_item("images:i1") | {"thinking": "max"})
+            (entry, *_) = await storage.get_keys("messages:s1")
+            await storage.set_item_raw(entry, b"{")
+
+    asyncio.run(spoil())
+    assert main(["list", "--store", store]) == 1
+    output = capsys.readouterr()
+    assert "image i2" in output.out
+    assert output.err == "persistence: images:i1 can't be read\n"
+    assert main(["export", "--store", store]) == 1
+    exported = json.loads(capsys.readouterr().out)
+    assert [image["imageId"] for image in exported["images"]] == ["i2"]
+    assert exported["messages"] == {"s2": []}
+    assert [key[:12] for key in exported["unreadable"]] == ["images:i1", "messages:s1:"]
+
+
+@pytest.mark.parametrize("url", [False, True])
+def test_nothing_is_added_to_a_file_that_is_no_store_of_ours(source: str, tmp_path: Path, capsys: Output, url: bool) -> None:
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+    before = other.read_bytes(), Path(source).read_bytes()
+    for command in (["list"], ["show", "s1"], ["export"]):
+        said = failed(capsys, *command, "--store", f"sqlite:///{other}" if url else str(other))
+        assert f"{other} is no store: it has no table kvstore" in said
+        said = failed(capsys, *command, "--store", f"sqlite:///{source}" if url else source)
+        assert f"{source} is a store that AgentX wrote; import it into another one" in said
+        assert "there is no store" in failed(capsys, *command, "--store", f"sqlite:///{tmp_path}/none.db")
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(before[1])
+    assert "that AgentX wrote" in failed(capsys, "import", source, "--into", str(copy))
+    assert (other.read_bytes(), Path(source).read_bytes()) == before
+    assert copy.read_bytes() == before[1]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["agentx.db", "copy.db", "other.db"]
+
+
+def test_reading_a_store_leaves_it_as_it_is(source: str, store: str, capsys: Output) -> None:
+    assert main(["import", source, "--into", store]) == 0
+    before = Path(store).read_bytes()
+    for command in (["list"], ["show", "s1"], ["export"]):
+        assert main([*command, "--store", store]) == 0
+    assert Path(store).read_bytes() == before
+
+
+def test_as_a_program_it_says_what_is_wrong_in_a_line_on_any_terminal(tmp_path: Path) -> None:
+    (tmp_path / ".agentx").touch()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "i1").write_text(json.dumps(image("i1", name="🦊")))
+    (tmp_path / os.fsdecode(b"images/\xff")).write_text("{}")
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        environment = os.environ | {"HOME": str(tmp_path), "PYTHONIOENCODING": encoding}
+
+        def run(*arguments: str, environment: dict[str, str] = environment) -> tuple[int, bytes, bytes]:
+            command = [sys.executable, "-m", "persistence", *arguments]
+            done = subprocess.run(command, env=environment, capture_output=True, check=False)
+            return done.returncode, done.stdout, done.stderr
+
+        into = str(tmp_path / f"{encoding}.db")
+        status, out, err = run("import", str(tmp_path), "--into", into)
+        assert (status, err) == (1, b"")
+        assert b"images:\\udcff" in out
+        assert run("list", "--store", into)[0] == 0
+        status, out, err = run("export", "--store", into)
+        assert (status, json.loads(out)["images"][0]["name"]) == (0, "🦊")
+        status, out, err = run("import", str(tmp_path))
+        assert (status, out, err.count(b"\n")) == (2, b"", 1)
+        assert err.startswith(b"persistence: the directory ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["import"], ["show"], ["list", "--nonsense"], ["show", "s1", "--last", "many"]])
