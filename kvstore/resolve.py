@@ -47,6 +47,8 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
             closest = _closest(option, [*_MOUNT_OPTIONS])
             raise ConfigError(f"a driver that is made already takes no option {option!r}{closest}", driver=spec.name)
         return spec
+    if isinstance(spec, type) and issubclass(spec, Driver):
+        raise ConfigError(f"{spec.__name__} is a class: give an instance, or name it as '{spec.__module__}:{spec.__name__}'")
     if not isinstance(spec, str):
         raise ConfigError(f"a driver is named by text or given as an instance, not as {type(spec).__name__}")
     name, is_url = split_spec(spec)
@@ -99,13 +101,20 @@ def _named(name: str) -> type[Driver]:
         except DriverNotFoundError:
             for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
                 return _registered(point)
-    raise DriverNotFoundError(f"there is no driver {name!r}{_closest(name, driver_names())}")
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> DriverNotFoundError:
+    if re.search(r"\.(db|sqlite\d?|json|toml)$", name):
+        return DriverNotFoundError(f"there is no driver {name!r}; a file is an option, as in 'sqlite', path={name!r}")
+    known = driver_names()
+    return DriverNotFoundError(f"there is no driver {name!r}{_closest(name, known, meant=_SCHEMES.get(name))}")
 
 
 def _misnamed(text: str) -> str:
     """What is wrong with a text that is no name. It may be a mistyped URL, so nothing is shown that may be of a password."""
     if not re.search("[:/@]", text):
-        return f"there is no driver {text!r}{_closest(text, driver_names())}"
+        return _unknown(text).message
     scheme = re.split("[^a-z0-9]", text.lower(), maxsplit=1)[0]
     such = (
         f"a URL of {scheme} starts with {scheme}://"
@@ -134,7 +143,7 @@ def _import(module: str, name: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
-            raise DriverNotFoundError(f"there is no driver {name!r}{_closest(name, driver_names())}") from error
+            raise _unknown(name) from error
         if error.name in sys.stdlib_module_names:
             raise MissingDependencyError(f"driver {name!r} does not run on {sys.platform}: it needs {error.name}") from error
         raise MissingDependencyError(f"driver {name!r} needs the package {error.name!r}: pip install {error.name}") from error
@@ -195,6 +204,6 @@ def _check_options(cls: type[Driver], options: Mapping[str, Any], *, complete: b
                 ) from None
 
 
-def _closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def _closest(name: str, known: list[str], *, meant: str | None = None) -> str:
+    close = [meant] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

@@ -78,18 +78,27 @@ def not_json(error: Exception) -> CorruptValueError:
 def decode_as(data: bytes, type: Any) -> Any:
     """The JSON value in `data`, checked and built as `type`. Raises `CorruptValueError` where it is not one."""
     try:
-        return _decoder(type).decode(data)
-    except NOT_JSON as error:
+        decoder = _decoder(type)
+    except TypeError as error:  # also for what can't be a key of the cache
+        raise InvalidValueError(f"{type!r} is not a type that a value can be read as: {error}") from error
+    try:
+        return decoder.decode(data)
+    except InvalidValueError:
+        raise
+    except Exception as error:  # of the type's own code too, such as its `__post_init__`
         name = type if get_origin(type) else getattr(type, "__name__", type)
         raise CorruptValueError(f"what is stored is not a {name}: {error}") from error
 
 
 @functools.lru_cache(maxsize=256)
 def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
-    try:
-        return msgspec.json.Decoder(type)
-    except TypeError as error:
-        raise InvalidValueError(f"{type!r} is not a type that a value can be read as: {error}") from error
+    return msgspec.json.Decoder(type, dec_hook=_no_type)
+
+
+def _no_type(type: Any, _: object) -> Any:
+    raise InvalidValueError(
+        f"{type!r} is not a type that a value can be read as; a dataclass, a TypedDict or a msgspec.Struct is, for instance"
+    )
 
 
 def same_json(one: bytes, other: bytes) -> bool:

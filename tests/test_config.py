@@ -433,6 +433,18 @@ def test_E1_a_mark_that_makes_a_login_unclear_is_refused_with_what_to_do(url: st
         assert caught.value.__context__ is None or caught.value.__context__.__context__ is None  # the same without its call
 
 
+def test_what_is_nearly_a_driver_is_refused_with_what_was_meant() -> None:
+    for spec, said in (
+        ("file", "did you mean 'fs'"),
+        ("mariadb", "did you mean 'mysql'"),
+        ("app.db", "a file is an option, as in 'sqlite', path='app.db'"),
+    ):
+        with pytest.raises(DriverNotFoundError, match=said):
+            create_storage(spec)
+    with pytest.raises(ConfigError, match="MemoryDriver is a class: give an instance"):
+        create_storage(MemoryDriver)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("url", ["redis:/u:p@h", "redis:u:p@h", "redis//u:p@h", "postgresql:u:p@h", "mysql/x", "redis:x"])
 def test_a_url_without_its_slashes_is_refused_with_what_to_do(url: str) -> None:
     scheme = re.split("[:/]", url)[0]

@@ -250,6 +250,24 @@ def test_a_list_that_holds_itself_is_refused() -> None:
             encode(value)
 
 
+def test_V3_a_type_that_no_value_can_be_read_as_is_refused_and_not_blamed_on_what_is_stored() -> None:
+    class Plain:
+        pass
+
+    @dataclass
+    class Strict:
+        x: int
+
+        def __post_init__(self) -> None:
+            {}[self.x]
+
+    for no_type in (Plain, list[Plain], {}, 5):
+        with pytest.raises(InvalidValueError, match="not a type that a value can be read as"):
+            decode_as(b"[1]" if no_type == list[Plain] else b"{}", no_type)
+    with pytest.raises(CorruptValueError, match="not a Strict"):
+        decode_as(b'{"x": 1}', Strict)
+
+
 @pytest.mark.parametrize("value", [Disc, [{"a": Defaults}], Defaults, Bag(Defaults), Place], ids=repr)
 def test_a_class_is_no_value(value: object) -> None:
     """V2: though its fields have defaults."""
