@@ -803,7 +803,7 @@ def test_A1_A2_nothing_is_written_where_a_part_of_it_was_lost_on_the_server(tmp_
     async def main() -> None:
         async with opened(tmp_path) as storage, Redis.from_url(servers.url()) as client:
             driver: Any = storage.get_mount("key").driver
-            send, lost = driver._sent, 0
+            send, lost = driver._pieces.send, 0
 
             async def send_in_vain(data: bytes) -> str:
                 nonlocal lost
@@ -813,7 +813,7 @@ def test_A1_A2_nothing_is_written_where_a_part_of_it_was_lost_on_the_server(tmp_
                     await client.delete(part)
                 return part
 
-            driver._sent = send_in_vain
+            driver._pieces.send = send_in_vain
             for sets, expect in (
                 ({"a": 1, "b": "x" * 700_000}, {"a": MISSING}),
                 ({"c": 1, "d": 2}, {"b": "x" * 5_000_000}),

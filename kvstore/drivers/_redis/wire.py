@@ -86,7 +86,8 @@ class Wire(Way):
         connection = await self._connected()
         packed = connection.pack_command(*command) if self._pack is None else [self._pack(command)]
         if len(packed) > 1 or len(packed[0]) > _SMALL:
-            return await self._finished(self._exchanged(connection, packed))
+            until = asyncio.get_running_loop().time() + self._timeout
+            return await self._finished(self._exchanged(connection, packed, until))
         # In the caller's own task, which saves 20 µs. It can be cancelled only after all was sent.
         timer = asyncio.timeout(self._timeout)
         try:
@@ -94,7 +95,7 @@ class Wire(Way):
                 await connection.send_packed_command(packed, check_health=False)
                 answer = await connection.read_response(disconnect_on_error=False)
         except asyncio.CancelledError:
-            self._leave(asyncio.create_task(self._answered(connection, timer.when())))
+            self._leave(asyncio.create_task(self._exchanged(connection, [], timer.when())))
             raise
         except BaseException as error:
             await self._failed(connection, error)
@@ -123,26 +124,18 @@ class Wire(Way):
         if not task.cancelled():
             task.exception()  # nobody waits for it any more
 
-    async def _exchanged(self, connection: AbstractConnection, packed: list[bytes]) -> Any:
+    async def _exchanged(self, connection: AbstractConnection, packed: list[bytes], until: float | None) -> Any:
+        """The answer to what is sent now, if anything, or was."""
         try:
-            async with asyncio.timeout(self._timeout):
-                await connection.send_packed_command(packed, check_health=False)
+            async with asyncio.timeout_at(until):
+                if packed:
+                    await connection.send_packed_command(packed, check_health=False)
                 answer = await connection.read_response(disconnect_on_error=False)
         except BaseException as error:
             await self._failed(connection, error)
             raise
         self._idle.append(connection)
         return answer
-
-    async def _answered(self, connection: AbstractConnection, until: float | None) -> None:
-        """Reads the answer that nobody waits for."""
-        try:
-            async with asyncio.timeout_at(until):
-                await connection.read_response(disconnect_on_error=False)
-        except BaseException as error:
-            await self._failed(connection, error)
-            raise
-        self._idle.append(connection)
 
     async def _connected(self) -> AbstractConnection:
         while self._idle:

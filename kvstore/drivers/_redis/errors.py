@@ -1,0 +1,42 @@
+"""What redis-py says, as errors of the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvstore.drivers._redis.address import Address
+from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, CorruptValueError, KVStoreError
+
+
+def known(
+    error: Exception,
+    about: Sequence[str] = (),
+    seconds: float = 0.0,
+    *,
+    writes: bool = False,
+    connect_timeout: float,
+    address: Address | None,
+) -> KVStoreError:
+    """`error`, which came after `seconds` of a call that is `about` these keys, as one of kvstore's."""
+    from redis import exceptions
+
+    done = "; whether anything was written is not known" if writes else ""
+    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError):
+        return BackendUnavailable(f"Redis refuses the login or the command: {error}")
+    if isinstance(error, TimeoutError | exceptions.TimeoutError):
+        if "connecting" in str(error):
+            return BackendUnavailable(f"no connection to Redis in {connect_timeout:g} seconds{done}")
+        return BackendTimeout(f"Redis did not answer in {seconds:.1f} seconds{done}")
+    if type(error).__name__ == "MasterNotFoundError" and address is not None:
+        asked = ", ".join(f"{host}:{port}" for host, port in address.sentinels)
+        why = "not every one can be reached" if " : " in str(error) else "they know none"
+        return BackendUnavailable(f"the Sentinels at {asked} name no master {address.service!r}: {why}; nothing was written")
+    if isinstance(error, exceptions.ConnectionError | exceptions.ClusterDownError | OSError):
+        return BackendUnavailable(f"the connection to Redis failed: {error}{done}")
+    if "WRONGTYPE" in str(error):
+        return no_string(about[0] if len(about) == 1 else None)
+    return BackendError(f"Redis: {error}")
+
+
+def no_string(key: str | None) -> CorruptValueError:
+    return CorruptValueError("another program keeps no string under this key", key=key)
