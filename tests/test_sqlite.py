@@ -562,11 +562,11 @@ async def test_a_thousand_writes_at_once_share_a_few_commits(path: Path) -> None
         driver = storage.get_mount("first").driver
         assert isinstance(driver, SqliteDriver)
         commits: list[str] = []
-        assert driver._writer is not None
-        driver._writer.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+        assert driver._file._writer is not None
+        driver._file._writer.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
         await asyncio.gather(*(storage.set_item(f"key:{number}", number) for number in range(1000)))
         assert len(commits) <= 4
-        driver._writer.set_trace_callback(None)
+        driver._file._writer.set_trace_callback(None)
 
 
 @MODES
