@@ -7,17 +7,15 @@ driver's own, for `Cache.set` removes the old value's file before an outer trans
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 from urllib.parse import unquote
 
 from kvstore.driver import Batch, Capabilities, Driver, Expect, Stat, Write
+from kvstore.drivers._diskcache import files, table
 from kvstore.drivers._options import check_seconds, split_url
 from kvstore.drivers._sqlite.connection import as_kvstore_error, transaction
 from kvstore.drivers._sqlite.rows import array
@@ -30,35 +28,10 @@ from kvstore.errors import (
     KVStoreError,
     MissingDependencyError,
 )
-from kvstore.keys import MAX_KEY_BYTES, RESERVED, bounds, past
+from kvstore.keys import bounds, past
 from kvstore.worker import Worker
 
-_RAW, _BINARY, _TEXT = 1, 2, 3
-"""What the column `mode` says: in the row, or in a file as bytes or as UTF-8. 4 is a pickle."""
-_FILE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
-"""What diskcache names its files. What is named otherwise somebody else put there."""
-_PIECE = 2**20
 _SWEEP_STEP = 500
-
-_LIVE = "raw = 1 AND (expire_time IS NULL OR expire_time > ?)"
-# `kvstore.keys.is_key` in SQL: other texts are another program's, and neither listed, counted nor cleared.
-_IS_KEY = (
-    "key <> '' AND trim(key, ':') = key AND instr(key, '/') = 0 AND instr(key, '::') = 0 AND instr(key, char(0)) = 0"
-    " AND instr(':' || key || ':', ':.:') = 0 AND instr(':' || key || ':', ':..:') = 0"
-    f" AND length(CAST(key AS BLOB)) <= {MAX_KEY_BYTES}"
-)
-_IS_WHOLE_KEY = f"{_IS_KEY} AND key <> '{RESERVED}' AND NOT (key >= '{RESERVED}:' AND key < '{RESERVED};')"
-_ASKED = f"FROM Cache WHERE key IN (SELECT value FROM json_each(?)) AND {_LIVE}"
-_BELOW = f"FROM Cache WHERE key >= ? AND key < ? AND {_LIVE}"
-_SIZE = f"CASE WHEN mode = {_RAW} THEN length(CAST(value AS BLOB)) ELSE size END"
-# In the update the plain names are the old row's: the tag, which is the custom metadata, stays with a live key.
-_UPSERT = (
-    "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, size, mode, filename, value)"
-    " VALUES (?, 1, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT (key, raw) DO UPDATE SET store_time = excluded.store_time,"
-    " expire_time = excluded.expire_time, access_time = excluded.access_time, access_count = access_count + 1,"
-    " size = excluded.size, mode = excluded.mode, filename = excluded.filename, value = excluded.value,"
-    " tag = CASE WHEN expire_time IS NULL OR expire_time > ? THEN tag END"
-)
 
 T = TypeVar("T")
 
@@ -160,10 +133,9 @@ class DiskcacheDriver(Driver):
         gone: set[str] = set()
         while True:
             found: dict[str, bytes] = {}
-            for key, *row in self._all(f"SELECT key, mode, filename, value, size {_ASKED}", array(keys), self.clock() / 1000):
+            for key, *row in self._all(table.READ, array(keys), self.clock() / 1000):
                 try:
-                    with _of_one(key, self._path):
-                        found[key] = _load(self._path, *row)
+                    found[key] = files.load(self._path, key, *row)
                 except FileNotFoundError as error:
                     if error.filename in gone:
                         raise CorruptValueError("the file of this value is missing", key=key) from error
@@ -177,30 +149,12 @@ class DiskcacheDriver(Driver):
         return [key in found for key in keys]
 
     def _there(self, keys: Sequence[str]) -> set[str]:
-        return {key for (key,) in self._all(f"SELECT key {_ASKED}", array(keys), self.clock() / 1000)}
+        return {key for (key,) in self._all(f"SELECT key {table.ASKED}", array(keys), self.clock() / 1000)}
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
-        sql = f"SELECT key, {_SIZE}, rowid, access_count, store_time, expire_time, tag {_ASKED}"
-        rows = await self._on(self._reading, lambda: self._all(sql, array(keys), self.clock() / 1000))
-        found = {key: _stat(*row) for key, *row in rows}
+        rows = await self._on(self._reading, lambda: self._all(table.STAT, array(keys), self.clock() / 1000))
+        found = {key: table.stat(*row) for key, *row in rows}
         return [found.get(key) for key in keys]
-
-    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
-        low, high, strictly = bounds(prefix, after, reverse=reverse)
-        below = f"{_BELOW.replace('>=', '>' if strictly else '>=', 1)} AND {self._is_key}"
-        sql = f"SELECT key {below} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
-        rows = await self._on(self._reading, lambda: self._all(sql, low, high, self.clock() / 1000, limit))
-        return [key for (key,) in rows]
-
-    async def count(self, prefix: str) -> int:
-        arguments = (prefix, past(prefix), self.clock() / 1000)
-        sql = f"SELECT count(*) {_BELOW} AND {self._is_key}"
-        [(total,)] = await self._on(self._reading, lambda: self._all(sql, *arguments))
-        return int(total)
-
-    @property
-    def _is_key(self) -> str:
-        return _IS_WHOLE_KEY if self.at_root else _IS_KEY
 
     def _all(self, sql: str, *arguments: object) -> list[Any]:
         if self._view is not None:
@@ -229,55 +183,42 @@ class DiskcacheDriver(Driver):
 
         return await self._on(self._writing, write)
 
-    def _in_transaction(self, change: Callable[[list[str], list[str | None]], T]) -> T:
+    def _in_transaction(self, change: Callable[[list[str], list[str]], T]) -> T:
         """What `change` does, as one. It adds the files that it made to the first list, those it replaced to the second."""
         stored: list[str] = []
-        old: list[str | None] = []
+        old: list[str] = []
+        connection = self._connection
         try:
-            with transaction(self._connection):
+            with transaction(connection):
                 result = change(stored, old)
         except BaseException:
-            old = [*stored]
+            files.remove(self._cache.disk, stored)
             raise
-        finally:
-            for name in old:
-                if name is not None and _FILE.fullmatch(name):
-                    self._cache.disk.remove(name)
+        files.remove(self._cache.disk, old)
         return result
 
-    def _apply(
-        self, writes: Sequence[Write], expect: Expect | None, stored: list[str], old: list[str | None]
-    ) -> list[bool] | None:
+    def _apply(self, writes: Sequence[Write], expect: Expect | None, stored: list[str], old: list[str]) -> list[bool] | None:
         if expect and [self._values([key]).get(key) for key in expect] != list(expect.values()):
             return None
-        now, keys = self.clock() / 1000, array([key for key, _, _ in writes])
-        there = self._there([key for key, _, _ in writes])
-        old += self._names("key IN (SELECT value FROM json_each(?)) AND raw = 1", keys)
+        now, keys = self.clock() / 1000, [key for key, _, _ in writes]
+        there = self._there(keys)
+        old += self._names("key IN (SELECT value FROM json_each(?)) AND raw = 1", array(keys))
         sets: list[tuple[object, ...]] = []
         for key, data, expires_at in writes:
             if data is None:
                 self._all("DELETE FROM Cache WHERE key = ? AND raw = 1", key)
                 continue
             if len(data) < self._cache.disk.min_file_size:
-                row: tuple[object, ...] = (0, _RAW, None, data)
+                row: tuple[object, ...] = (0, table.RAW, None, data)
             else:
-                row = (len(data), _BINARY, self._store(key, data, stored), None)
+                row = (len(data), table.BINARY, files.store(self._cache.disk, self._path, key, data, stored), None)
             written = time.time()
             expire_time = None if expires_at is None else expires_at / 1000
             sets.append((key, written, expire_time, written, *row, now))
         self._check_size(sets)
         for arguments in sets:
-            self._all(_UPSERT, *arguments)
-        return [key in there for key, _, _ in writes]
-
-    def _store(self, key: str, data: bytes, stored: list[str]) -> str:
-        """The name of a new file with `data`."""
-        name, path = self._cache.disk.filename()
-        stored.append(name)  # first, for a part of it may be there if it fails
-        view = memoryview(data)
-        with _of_one(key, self._path):
-            self._cache.disk._write(path, (view[start : start + _PIECE] for start in range(0, len(data), _PIECE)), "xb")
-        return str(name)
+            self._all(table.UPSERT, *arguments)
+        return [key in there for key in keys]
 
     def _check_size(self, sets: Sequence[tuple[Any, ...]]) -> None:
         if self._size_limit is not None and sets:
@@ -297,28 +238,17 @@ class DiskcacheDriver(Driver):
         return await self._update("tag", custom, key)
 
     async def _update(self, column: str, value: object, key: str) -> bool:
-        def update(stored: list[str], old: list[str | None]) -> bool:
-            sql = f"UPDATE Cache SET {column} = ? WHERE key = ? AND {_LIVE} RETURNING 1"
+        def update(stored: list[str], old: list[str]) -> bool:
+            sql = f"UPDATE Cache SET {column} = ? WHERE key = ? AND {table.LIVE} RETURNING 1"
             return bool(self._all(sql, value, key, self.clock() / 1000))
 
         return await self._on(self._writing, lambda: self._in_transaction(update))
-
-    async def clear(self, prefix: str) -> int:
-        def clear(stored: list[str], old: list[str | None]) -> int:
-            low, high = prefix, past(prefix)
-            [(total,)] = self._all(f"SELECT count(*) {_BELOW} AND {self._is_key}", low, high, self.clock() / 1000)
-            below = f"key >= ? AND key < ? AND raw = 1 AND {self._is_key}"
-            old += self._names(below, low, high)
-            self._all(f"DELETE FROM Cache WHERE {below}", low, high)
-            return int(total)
-
-        return await self._on(self._writing, lambda: self._in_transaction(clear))
 
     async def sweep(self) -> int | None:
         now = self.clock() / 1000
         expired = f"rowid IN (SELECT rowid FROM Cache WHERE expire_time <= ? LIMIT {_SWEEP_STEP})"
 
-        def sweep(stored: list[str], old: list[str | None]) -> int:
+        def sweep(stored: list[str], old: list[str]) -> int:
             old += self._names(expired, now)
             return len(self._all(f"DELETE FROM Cache WHERE {expired} RETURNING 1", now))
 
@@ -327,6 +257,36 @@ class DiskcacheDriver(Driver):
         sql = "SELECT min(expire_time) FROM Cache WHERE expire_time NOTNULL"
         [(due,)] = await self._on(self._reading, lambda: self._all(sql))
         return None if due is None else round(due * 1000)
+
+    # Listing
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        low, high, strictly = bounds(prefix, after, reverse=reverse)
+        below = f"{table.BELOW.replace('>=', '>' if strictly else '>=', 1)} AND {self._is_key}"
+        sql = f"SELECT key {below} ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
+        rows = await self._on(self._reading, lambda: self._all(sql, low, high, self.clock() / 1000, limit))
+        return [key for (key,) in rows]
+
+    async def count(self, prefix: str) -> int:
+        arguments = (prefix, past(prefix), self.clock() / 1000)
+        sql = f"SELECT count(*) {table.BELOW} AND {self._is_key}"
+        [(total,)] = await self._on(self._reading, lambda: self._all(sql, *arguments))
+        return int(total)
+
+    async def clear(self, prefix: str) -> int:
+        def clear(stored: list[str], old: list[str]) -> int:
+            low, high = prefix, past(prefix)
+            [(total,)] = self._all(f"SELECT count(*) {table.BELOW} AND {self._is_key}", low, high, self.clock() / 1000)
+            below = f"key >= ? AND key < ? AND raw = 1 AND {self._is_key}"
+            old += self._names(below, low, high)
+            self._all(f"DELETE FROM Cache WHERE {below}", low, high)
+            return int(total)
+
+        return await self._on(self._writing, lambda: self._in_transaction(clear))
+
+    @property
+    def _is_key(self) -> str:
+        return table.IS_WHOLE_KEY if self.at_root else table.IS_KEY
 
     # Threads and errors
 
@@ -337,39 +297,3 @@ class DiskcacheDriver(Driver):
             raise as_kvstore_error(error, self._path, self._timeout) from error
         except OSError as error:
             raise BackendUnavailable(f"{self._path} can't be used: {error}") from error
-
-
-@contextmanager
-def _of_one(key: str, path: str) -> Iterator[None]:
-    """What goes wrong inside with the file of a value is this value's alone."""
-    try:
-        yield
-    except KVStoreError as error:
-        raise error.at(key=key) from error.__cause__
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = f"the disk of {path} is full; nothing was written" if full else f"{error.filename or path}: {error.strerror}"
-        raise BackendError(what, key=key) from error
-
-
-def _load(folder: str, mode: int, filename: str | None, value: object, size: int | None) -> bytes:
-    """The bytes of a value; text as UTF-8. Raises `CorruptValueError` for all else, and loads no pickle."""
-    if mode == _RAW and isinstance(value, bytes | str):
-        return value.encode() if isinstance(value, str) else value
-    if mode not in (_BINARY, _TEXT):
-        raise CorruptValueError("another program keeps a pickle or a number under this key; it is not loaded")
-    if not isinstance(filename, str) or not _FILE.fullmatch(filename):
-        raise CorruptValueError("the file of this value is not one that diskcache made; it is not read")
-    with open(os.path.join(folder, filename), "rb") as file:
-        data = file.read()
-    if size is not None and len(data) != size:
-        raise CorruptValueError(f"the file of this value has {len(data):,} bytes of {size:,}")
-    return data
-
-
-def _stat(size: int, row: int, count: int, written: float, expire_time: float | None, tag: object) -> Stat:
-    custom = tag if isinstance(tag, bytes) else None
-    expires_at = None if expire_time is None else round(expire_time * 1000)
-    return Stat(size, f"{row:x}-{count:x}-{written.hex()}", int(written * 1000), expires_at, custom)

@@ -8,6 +8,7 @@ INLINE_BYTES = 65_536
 """Values up to this size are read at once, larger ones in pieces."""
 SWEEP_STEP = 1000
 """Rows deleted by one sweep."""
+NOT_RESERVED = f"key <> '{RESERVED}' AND NOT (key >= '{RESERVED}:' AND key < '{RESERVED};')"
 
 
 class Statements:
@@ -44,7 +45,7 @@ class Statements:
         self.touch = f"UPDATE {table} SET expires_at = ? WHERE key = ? AND {live}"
         self.custom = f"UPDATE {table} SET custom = ? WHERE key = ? AND {live}"
         self.rowid = f"SELECT rowid FROM {table} WHERE key = ?"
-        a_key = f" AND key <> '{RESERVED}' AND NOT (key >= '{RESERVED}:' AND key < '{RESERVED};')" if at_root else ""
+        a_key = f" AND {NOT_RESERVED}" if at_root else ""
         self.among = f"FROM {table} WHERE key {{low}} ? AND key < ?{a_key}"
         self.count = f"SELECT count(*) FROM {table} WHERE key >= ? AND key < ?{a_key} AND {live}"
         self.clear = f"DELETE FROM {table} WHERE key >= ? AND key < ?{a_key}"
