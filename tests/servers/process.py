@@ -121,16 +121,18 @@ def stop_all() -> None:
         _RUNNING.pop().stop()
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on.
+def free_port(*, and_beyond: int = 0) -> int:
+    """A loopback port that nobody listens on, nor on the one so far beyond it.
 
     None of those that systems give to whoever connects: while a server is down, its port would go to another program's
     connection, or to one that tries to reach it and then talks to itself (TCP's simultaneous open).
     """
     while True:
         port = random.SystemRandom().randrange(10_240, 32_000)
-        with suppress(OSError), socket.socket() as probe:
+        with suppress(OSError), socket.socket() as probe, socket.socket() as other:
             probe.bind(("127.0.0.1", port))
+            if and_beyond:
+                other.bind(("127.0.0.1", port + and_beyond))
             return port
 
 

@@ -31,7 +31,8 @@ def binary() -> str:
 
 def start(*options: str) -> tuple[Server, int]:
     """A server of the caller's own, and its port."""
-    port, directory = free_port(), new_directory()
+    # A node of a Cluster takes the port 10,000 beyond its own too.
+    port, directory = free_port(and_beyond=10_000 if "--cluster-enabled" in options else 0), new_directory()
     command = [
         binary(),
         "--port",
