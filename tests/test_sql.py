@@ -209,6 +209,29 @@ def test_L1_an_engine_that_was_handed_in_stays_open(kind: Kind, tmp_path: Path) 
     main()
 
 
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy"])
+def test_A1_an_engine_that_leaves_transactions_open_commits_each_write(scheme: str, tmp_path: Path) -> None:
+    """As `create_async_engine` makes it, without any option."""
+
+    @in_loop
+    async def main() -> None:
+        kind = next(kind for kind in KINDS if scheme.startswith(kind.name))
+        engine = create_async_engine(kind.url().replace(kind.name, scheme, 1))
+        async with (
+            kind.opened(tmp_path, timeout=2) as other,
+            create_storage(kind.name, engine=engine, table=table(tmp_path)) as storage,
+        ):
+            await storage.set_item("key", 1)
+            assert await other.get_item("key") == 1
+            await other.set_item("key", 2)
+            assert await storage.compare_and_set("key", 2, 3)
+            assert await storage.commit({"key": 4, "new": 4}, expect={"key": 3})
+            assert await other.get_items(["key", "new"]) == {"key": 4, "new": 4}
+        await engine.dispose()
+
+    main()
+
+
 def told(
     kind: Kind,
     monkeypatch: pytest.MonkeyPatch,

@@ -206,8 +206,8 @@ class MysqlDriver(SqlDriver):
     Args:
         url: `mysql://user:password@host:port/database`, or `mariadb://`. TLS with the files as a query:
             `?ssl_ca=/path/ca.pem&ssl_cert=…&ssl_key=…`, or `?ssl=true` with the system's. A Unix socket: `?unix_socket=/path`.
-        engine: In place of `url`, an `AsyncEngine` of yours, which stays open. Its connections are made by it, and
-            not those of its pool.
+        engine: In place of `url`, an `AsyncEngine` of yours, which stays open. The connections are made by it, in
+            autocommit mode, and are not those of its pool.
         table: Its name. It is made where it is missing.
         schema: Another database than that of the URL, which has to be there.
         connections: How many at most. They are opened as they are needed; calls that wait are merged into one.

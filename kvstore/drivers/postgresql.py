@@ -182,8 +182,8 @@ class PostgresqlDriver(SqlDriver):
     Args:
         url: `postgresql://user:password@host:port/database`; another client as `postgresql+psycopg://`. TLS as libpq has
             it: `?sslmode=verify-full&sslrootcert=/path/ca.pem`. A Unix socket as `?host=/path`.
-        engine: In place of `url`, an `AsyncEngine` of yours, which stays open. Its connections are made by it, and
-            not those of its pool.
+        engine: In place of `url`, an `AsyncEngine` of yours, which stays open. The connections are made by it, in
+            autocommit mode, and are not those of its pool.
         table: Its name. It is made where it is missing.
         schema: That of the table, made where it is missing; by default the first one of the search path.
         connections: How many at most. They are opened as they are needed; calls that wait are merged into one.

@@ -122,6 +122,7 @@ async def connected(engine: AsyncEngine) -> Connection:
     """A connection of its own: not one of the engine's pool, for it is not given back as it was."""
     made = await engine.connect()
     try:
+        await made.execution_options(isolation_level="AUTOCOMMIT")  # an engine of the user's may have any other
         raw = await made.get_raw_connection()
         client = raw.driver_connection
         raw.detach()

@@ -175,7 +175,6 @@ class Pool:
                 own,
                 connect_args=server.connect_arguments(client, {name: str(value) for name, value in url.query.items()}),
                 poolclass=NullPool,
-                isolation_level="AUTOCOMMIT",
                 skip_autocommit_rollback=True,
             )
         except ModuleNotFoundError as error:
