@@ -726,6 +726,25 @@ def test_a_value_over_the_packet_of_mysql_is_refused_before_anything_is_touched(
     main()
 
 
+def test_values_of_half_a_packet_of_mysql_are_compared_and_larger_metadata_is_refused(tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        kind = KINDS[1]
+        server, port = await asyncio.to_thread(kind.start, "--max-allowed-packet=1M")
+        async with create_storage(kind.private(port)) as storage:
+            for size in (2**18, PIECE - 2):
+                await storage.set_item("key", "x" * size)
+                assert await storage.compare_and_set("key", "x" * size, "'" * size)
+                assert await storage.get_item("key") == "'" * size
+            with pytest.raises(InvalidValueError, match=r"the metadata has .* this MySQL takes at most") as caught:
+                await storage.set_meta("key", {"note": "x" * 2**20})
+            assert (caught.value.key, caught.value.operation) == ("key", "set_meta")
+            await storage.set_meta("key", {"note": "x" * 10**6})
+        await asyncio.to_thread(server.stop)
+
+    main()
+
+
 @each_server
 def test_more_than_a_packet_in_one_call_is_all_or_nothing(kind: Kind, tmp_path: Path) -> None:
     @in_loop

@@ -174,7 +174,7 @@ class SqlDriver(Driver):
                 lambda connection: self._server.apply(connection, rows, removes, self.clock()), writes=True
             )
             return [key in there for key, _, _ in writes]
-        if len(writes) == 1 and [*expect] == [writes[0][0]] and _is_small(writes[0][1]) and _is_small(expect[writes[0][0]]):
+        if len(writes) == 1 and [*expect] == [writes[0][0]] and self._are_small(writes[0][1], expect[writes[0][0]]):
             return await self._pool.ask(lambda connection: self._swap(connection, writes[0], expect[writes[0][0]]), writes=True)
         [result] = await self._decided([(writes, expect)])
         return result
@@ -189,7 +189,8 @@ class SqlDriver(Driver):
             except InvalidValueError as error:
                 results[place] = error
         some = [batches[place] for place in sound]
-        for place, result in zip(sound, await (self._added(some) if _only_add(some) else self._decided(some)), strict=True):
+        answers = await (self._added(some) if self._only_add(some) else self._decided(some))
+        for place, result in zip(sound, answers, strict=True):
             results[place] = result
         return results
 
@@ -260,6 +261,7 @@ class SqlDriver(Driver):
         return await self._update(self._sql.touch, key, expires_at)
 
     async def set_meta(self, key: str, custom: bytes | None) -> bool:
+        self._check_size("metadata", key, custom)
         return await self._update(self._sql.custom, key, custom)
 
     async def _update(self, sql: str, key: str, value: int | bytes | None) -> bool:
@@ -300,25 +302,31 @@ class SqlDriver(Driver):
                 revision += 2
         return rows, removes
 
+    def _only_add(self, batches: Sequence[Batch]) -> bool:
+        """Whether each adds one small value under a key of its own."""
+        keys = {
+            writes[0][0]
+            for writes, expect in batches
+            if len(writes) == 1 and writes[0][1] and self._are_small(writes[0][1]) and expect == {writes[0][0]: None}
+        }
+        return len(keys) == len(batches)
+
+    def _are_small(self, *values: bytes | None) -> bool:
+        return all(data is None or len(data) <= self._server.piece for data in values)
+
     def _check(self, writes: Sequence[Write]) -> None:
         for key, data, _ in writes:
-            if data is not None and len(data) > self._server.largest:
-                largest = f"{self._server.name} takes at most {self._server.largest:,}"
-                raise InvalidValueError(f"the value has {len(data):,} bytes, and this {largest}", key=key)
+            self._check_size("value", key, data)
+
+    def _check_size(self, what: str, key: str, data: bytes | None) -> None:
+        if data is not None and len(data) > self._server.largest:
+            largest = f"{self._server.name} takes at most {self._server.largest:,}"
+            raise InvalidValueError(f"the {what} has {len(data):,} bytes, and this {largest}", key=key)
 
 
-def _only_add(batches: Sequence[Batch]) -> bool:
-    """Whether each adds one small value under a key of its own."""
-    keys = {
-        writes[0][0]
-        for writes, expect in batches
-        if len(writes) == 1 and writes[0][1] and _is_small(writes[0][1]) and expect == {writes[0][0]: None}
-    }
-    return len(keys) == len(batches)
-
-
-def _is_small(data: bytes | None) -> bool:
-    return data is None or len(data) <= PIECE
+def _may_add(batches: Sequence[Batch]) -> bool:
+    """Whether a key is set that may be absent."""
+    return any(data is not None and not (expect and key in expect) for writes, expect in batches for key, data, _ in writes)
 
 
 def _wanted(batches: Sequence[Batch]) -> list[_Wanted]:
