@@ -178,6 +178,18 @@ def test_a_schema_of_postgresql_is_made_and_keeps_its_keys_apart(tmp_path: Path)
     main()
 
 
+@pytest.mark.parametrize("others", [("{}_expires_at", "{}_pkey", "{}"), ("{}", "{}_pkey", "{}_expires_at")])
+def test_no_table_of_postgresql_has_the_name_of_anothers_index(others: tuple[str, ...], tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        for other in others:
+            async with create_storage(postgresql.url(), table=other.format(table(tmp_path))) as storage:
+                await storage.set_item("key", other)
+                assert await storage.get_item("key") == other
+
+    main()
+
+
 @each_server
 def test_many_that_come_first_make_one_table(kind: Kind, tmp_path: Path) -> None:
     @in_loop

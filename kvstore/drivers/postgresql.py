@@ -8,7 +8,7 @@ from typing import Any
 
 from kvstore.drivers._sql.connection import Connection, transaction
 from kvstore.drivers._sql.driver import SqlDriver
-from kvstore.drivers._sql.server import SCHEMA_VERSION, STEP, Fault, Row, Server
+from kvstore.drivers._sql.server import SCHEMA_VERSION, STEP, VERSIONS, Fault, Row, Server
 from kvstore.drivers._sql.statements import PIECE, live
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable
 
@@ -102,17 +102,20 @@ class _Postgresql(Server):
             if dot and not await connection.fetch(f"SELECT 1 FROM pg_namespace WHERE nspname = {self.schema}"):
                 await connection.fetch(f"CREATE SCHEMA {place}")
             await connection.fetch(
-                f"CREATE TABLE IF NOT EXISTS {self.versions} (name TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+                f"CREATE TABLE IF NOT EXISTS {self.versions} (name TEXT, version INTEGER NOT NULL,"
+                f' CONSTRAINT "{VERSIONS}.name" PRIMARY KEY (name))'
             )
             sql = f"INSERT INTO {self.versions} VALUES ($1, $2) ON CONFLICT DO NOTHING"
             await connection.fetch(sql, self.table, SCHEMA_VERSION)
             await connection.fetch(
-                f'CREATE TABLE {self.qualified} ("key" TEXT COLLATE "C" PRIMARY KEY, "expires_at" BIGINT,'
-                ' "mtime" BIGINT NOT NULL, "revision" BIGINT NOT NULL, "custom" BYTEA, "value" BYTEA NOT NULL)'
+                f'CREATE TABLE {self.qualified} ("key" TEXT COLLATE "C", "expires_at" BIGINT, "mtime" BIGINT NOT NULL,'
+                ' "revision" BIGINT NOT NULL, "custom" BYTEA, "value" BYTEA NOT NULL,'
+                f' CONSTRAINT "{self.table}.key" PRIMARY KEY ("key"))'
             )
             # Uncompressed, so that a piece of a large value is read without the rest.
             await connection.fetch(f'ALTER TABLE {self.qualified} ALTER COLUMN "value" SET STORAGE EXTERNAL')
-            index = f'CREATE INDEX "{self.table}_expires_at" ON {self.qualified} ("expires_at")'
+            # Indexes share the names of tables: with a point, no table that a driver takes has theirs.
+            index = f'CREATE INDEX "{self.table}.expires_at" ON {self.qualified} ("expires_at")'
             await connection.fetch(f'{index} WHERE "expires_at" IS NOT NULL')
 
     async def apply(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
