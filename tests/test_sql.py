@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ from kvstore.driver import Batch
 from kvstore.drivers._sql.connection import AsyncmyConnection, AsyncpgConnection, Connection, _places
 from kvstore.drivers._sql.driver import SqlDriver
 from kvstore.drivers._sql.limits import Limit, Limits
+from kvstore.drivers._sql.server import Fault
 from kvstore.drivers._sql.statements import PIECE
 from kvstore.drivers.mysql import MysqlDriver
 from kvstore.drivers.postgresql import PostgresqlDriver
@@ -357,6 +359,69 @@ def test_T2_metadata_goes_with_a_removal_that_a_later_write_of_the_crowd_follows
                 assert meta is not None
                 assert meta.custom == {}
                 assert await storage.get_item("key") == 1
+
+    main()
+
+
+def test_programs_that_write_the_same_keys_of_postgresql_never_wait_for_each_other_in_a_circle(tmp_path: Path) -> None:
+    """The server looks for deadlocks after a second, so that each would take as long."""
+    conflicts: list[str] = []
+
+    def opened() -> Storage:
+        driver = KINDS[0].driver(tmp_path)
+        fault = driver._server.fault
+
+        def seen(error: BaseException) -> Fault | None:
+            found = fault(error)
+            if found is not None and found.again:
+                conflicts.append(found.message)
+            return found
+
+        driver._server.fault = seen  # type: ignore[method-assign]
+        return create_storage(driver)
+
+    async def one(storage: Storage, random: Random) -> None:
+        for number in range(12):
+            keys = [f"key:{place:02}" for place in random.sample(range(40), 20)]
+            await storage.set_items(dict.fromkeys(keys, number))
+            await storage.commit(dict.fromkeys(keys[:10], number), removes=keys[10:])
+            await storage.commit(dict.fromkeys(keys[:4], number), removes=keys[4:], expect={keys[0]: MISSING, keys[9]: number})
+            await storage.remove_items(keys)
+            await asyncio.gather(
+                *(storage.add_item(key, number) for key in keys), *(storage.update_item(key, str) for key in keys)
+            )
+            if number % 4 == 0:
+                large = "x" * (PIECE + 1)
+                await storage.commit({key: large if key == keys[3] else number for key in keys[:10]}, removes=keys[10:])
+                await storage.clear("key")
+
+    @in_loop
+    async def main() -> None:
+        storages = [opened() for _ in range(4)]
+        await asyncio.gather(*(one(storage, Random(place)) for place, storage in enumerate(storages)))
+        for storage in storages:
+            await storage.aclose()
+
+    main()
+    assert conflicts == []
+
+
+@each_server
+def test_R2_sets_and_removals_in_one_call_tell_what_was_there(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = kind.driver(tmp_path)
+        async with create_storage(driver) as storage:
+            await storage.set_items({"b": 1, "c": 1})
+            await storage.set_item("d", 1, ttl=0.001)
+            await storage.set_item("e", 1, ttl=0.001)
+            await asyncio.sleep(0.01)
+            for large in (b"1", bytes(PIECE + 1)):
+                writes = [("a", None, None), ("b", None, None), ("c", large, None), ("d", None, None), ("e", b"1", None)]
+                assert await driver.write([*writes, ("f", b"1", None)]) == [False, True, True, False, False, False]
+                assert await storage.get_keys() == ["c", "e", "f"]
+                await storage.remove_items(["e", "f"])
+                await storage.set_item("b", 1)
 
     main()
 

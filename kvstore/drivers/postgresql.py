@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from kvstore.drivers._sql.connection import Connection, transaction
@@ -28,6 +29,7 @@ class _Postgresql(Server):
     among = "= ANY($1::text[])"
     digest = 'sha256("value")'
     time = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    holds_all = True  # the server looks for a deadlock after a second
 
     def __init__(self, schema: str | None, table: str) -> None:
         super().__init__(schema, table)
@@ -43,11 +45,15 @@ class _Postgresql(Server):
         tell = 'RETURNING "key", "revision" & 1'
         self._put_and_tell = f"{self._put} {tell}"
         self._put_one = f"{insert} VALUES ($1, $2, $3, $4, $5) {overwrite} {tell}"
-        there = f'SELECT "key" FROM {self.qualified} WHERE "key" = ANY($1::text[]) AND {live("$6")}'
-        remove = f'DELETE FROM {self.qualified} WHERE "key" = ANY({{}}::text[]) RETURNING "key", {live("{}")} AS lived'
-        self._remove_and_tell = remove.format("$1", "$2")
-        self._both = f"""WITH put AS ({self._put}), gone AS ({remove.format("$7", "$6")})
-            {there} UNION ALL SELECT "key" FROM gone WHERE lived"""
+        # All that locks several rows does it by key, or two programs would each wait for the other.
+        locked = f'SELECT "key" FROM {self.qualified} WHERE "key" = ANY($1::text[]) ORDER BY "key" FOR UPDATE'
+        remove = f'DELETE FROM {self.qualified} WHERE "key"'
+        self._remove_and_tell = f'{remove} IN ({locked}) RETURNING "key", {live("$2")}'
+        # A row without a value is one to be removed: it is locked in its place among those that are stored, and then deleted.
+        stored = f"""CASE WHEN v IS NULL THEN (SELECT false FROM {self.qualified} WHERE "key" = k FOR UPDATE) ELSE true END"""
+        self._both = f"""WITH put AS ({insert} SELECT * FROM {rows} AS new (k, v) WHERE {stored} {overwrite} {tell}),
+            gone AS ({remove} = ANY($7::text[]) RETURNING "key", {live("$6")}::int)
+            SELECT * FROM put UNION ALL SELECT * FROM gone"""
         self._add = f"""{insert} SELECT * FROM {rows}
             ON CONFLICT ("key") DO UPDATE SET {new}, "custom" = NULL WHERE NOT {lives} RETURNING "key" """
         # An update that changes nothing locks all the same, where `DO NOTHING` would not.
@@ -121,13 +127,17 @@ class _Postgresql(Server):
     async def apply(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
         if not self.is_one_share(rows):
             return await self.apply_in_steps(connection, rows, removes, now)
-        if not rows:
-            gone = await connection.fetch(self._remove_and_tell, removes, now)
-            return {key for key, lived in gone if lived}
-        if not removes:
+        if rows and removes:
+            gone = [(key, None, None, None, None) for key in removes]
+            told = await connection.fetch(self._both, *_columns(sorted([*rows, *gone], key=itemgetter(0))), now, removes)
+        elif len(removes) > 1:
+            told = await connection.fetch(self._remove_and_tell, removes, now)
+        elif removes:
+            told = [(removes[0], await connection.change(self.sql.remove_one, removes[0], now))]
+        else:
             sql, values = (self._put_one, rows[0]) if len(rows) == 1 else (self._put_and_tell, _columns(rows))
-            return {key for key, was_there in await connection.fetch(sql, *values, now) if was_there}
-        return {key for (key,) in await connection.fetch(self._both, *_columns(rows), now, removes)}
+            told = await connection.fetch(sql, *values, now)
+        return {key for key, was_there in told if was_there}
 
     async def add(self, connection: Connection, rows: Sequence[Row], now: int) -> set[str]:
         if self.is_one_share(rows):
@@ -197,5 +207,5 @@ class PostgresqlDriver(SqlDriver):
     server = _Postgresql
 
 
-def _columns(rows: Sequence[Row]) -> list[list[Any]]:
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]

@@ -225,18 +225,20 @@ class SqlDriver(Driver):
         """Several writes, with or without conditions, in one transaction that locks all their keys in one order."""
         server, now = self._server, self.clock()
         keys = sorted({key for writes, expect in batches for key in (*(expect or ()), *(write[0] for write in writes))})
-        absent = sorted({key for conditions in wanted for key, data in conditions.items() if data is None})
+        held = sorted({key for conditions in wanted for key, data in conditions.items() if data is None})
+        if server.holds_all and (held or _may_add(batches)):
+            held = keys
         results: list[list[bool] | None] = []
         final: dict[str, Write] = {}
         removed: set[str] = set()
         async with transaction(connection):
-            if absent:
-                await server.hold(connection, absent)
+            if held:
+                await server.hold(connection, held)
             locked = await connection.fetch(self._sql.lock, server.keys_out(keys), now)
             # What each key holds, as its digest, or as the value that an earlier one of the batches gave it.
             found: dict[str, bytes | _New] = {server.key_in(name): digest for name, lives, digest in locked if lives}
-            held = {key for key in absent if key not in found}
             there = {server.key_in(name) for name, _, _ in locked}
+            dead = there - found.keys()
             for (writes, _), conditions in zip(batches, wanted, strict=True):
                 if all(_holds(found.get(key), data) for key, data in conditions.items()):
                     results.append([write[0] in found for write in writes])
@@ -251,7 +253,7 @@ class SqlDriver(Driver):
                     results.append(None)
             rows, _ = self._rows(final.values())
             # Also what is set again, for its metadata; but nothing that is not locked, which another program added meanwhile.
-            if gone := sorted((removed | held.difference(final)) & there):
+            if gone := sorted((removed & there) | dead.difference(final)):
                 await connection.change(self._sql.remove, server.keys_out(gone))
             if rows:
                 await server.put(connection, rows, now)

@@ -61,6 +61,8 @@ class Server(ABC):
     """Bytes that a value may have."""
     piece = PIECE
     """Bytes that one statement carries."""
+    holds_all = False
+    """Whether a deadlock costs so much that a transaction makes the rows that are missing before all else, in order."""
 
     def __init__(self, schema: str | None, table: str) -> None:
         self.schema = f"'{schema}'" if schema else self.here
@@ -106,14 +108,16 @@ class Server(ABC):
 
     async def apply_in_steps(self, connection: Connection, rows: Sequence[Row], removes: Sequence[str], now: int) -> set[str]:
         """`apply` in a transaction of several statements."""
-        names = self.keys_out([*(row.key for row in rows), *removes])
+        keys = sorted([*(row.key for row in rows), *removes])
         async with transaction(connection):
-            found = {self.key_in(name) for (name,) in await connection.fetch(self.sql.there_locked, names, now)}
+            if self.holds_all:
+                await self.hold(connection, keys)
+            locked = await connection.fetch(self.sql.lock_keys, self.keys_out(keys), now)
             # What another program adds meanwhile was not found, and is not locked: it stays.
-            if gone := sorted(found.intersection(removes)):
+            if gone := sorted({self.key_in(name) for name, _ in locked}.intersection(removes)):
                 await connection.change(self.sql.remove, self.keys_out(gone))
             await self.put(connection, rows, now)
-        return found
+        return {self.key_in(name) for name, lives in locked if lives}
 
     async def put(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
         """Stores, in a transaction."""

@@ -22,7 +22,6 @@ class Statements:
         self.read = f"SELECT {small} FROM {table} {one}"
         self.read_many = f'SELECT "key", {small} {asked}'
         self.there = f'SELECT "key" {asked}'
-        self.there_locked = f'{self.there} ORDER BY "key" FOR UPDATE'
         self.stat = f'SELECT "key", octet_length("value"), "revision", "mtime", "expires_at", "custom" {asked}'
         self.piece = f'SELECT "revision", substring("value" FROM $3 FOR $4) FROM {table} {one}'
         among_them = f'FROM {table} WHERE "key" {{low}} $1 AND "key" < $2 AND {live("$3")}'
@@ -32,7 +31,8 @@ class Statements:
         self.custom = f'UPDATE {table} SET "custom" = $3 {one}'
         self.remove_one = f"DELETE FROM {table} {one}"
         self.remove = f'DELETE FROM {table} WHERE "key" {among}'
-        self.lock = f'SELECT "key", {live("$2")}, {digest} FROM {table} WHERE "key" {among} ORDER BY "key" FOR UPDATE'
+        lock = f'SELECT "key", {live("$2")}{{}} FROM {table} WHERE "key" {among} ORDER BY "key" FOR UPDATE'
+        self.lock, self.lock_keys = lock.format(f", {digest}"), lock.format("")
         new = '"value" = $4, "expires_at" = $5, "mtime" = $6, "revision" = $7'
         self.compare = f'UPDATE {table} SET {new} {one} AND "value" = $3'
         self.compare_remove = f'DELETE FROM {table} {one} AND "value" = $3'
