@@ -640,6 +640,59 @@ def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on(kind
 
 
 @each_server
+def test_A3_a_write_that_was_given_up_does_not_take_effect_after_the_next_one(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        name = table(tmp_path)
+        slow = "new.value = '\"old\"'"
+        if kind.name == "postgresql":
+            sql = [
+                f"CREATE OR REPLACE FUNCTION {name}_slow() RETURNS trigger LANGUAGE plpgsql AS"
+                f" $$ BEGIN IF {slow} THEN PERFORM pg_sleep(1); END IF; RETURN new; END $$",
+                f"DROP TRIGGER IF EXISTS slow ON {name}",
+                f"CREATE TRIGGER slow BEFORE INSERT ON {name} FOR EACH ROW EXECUTE FUNCTION {name}_slow()",
+            ]
+        else:
+            sleep = f"FOR EACH ROW SET @slept = (SELECT IF({slow}, SLEEP(1), 0))"
+            sql = [f"DROP TRIGGER IF EXISTS {name}_slow", f"CREATE TRIGGER {name}_slow BEFORE INSERT ON {name} {sleep}"]
+        engine = kind.engine()
+        async with kind.opened(tmp_path, timeout=0.5) as storage, engine.connect() as client:
+            await storage.get_item("key")
+            for statement in sql:
+                await client.exec_driver_sql(statement)
+            with pytest.raises(BackendTimeout, match="whether anything was written is not known"):
+                await storage.set_item("key", "old")
+            await storage.set_item("key", "new")
+            await asyncio.sleep(1)
+            assert await storage.get_item("key") == "new"
+        await engine.dispose()
+
+    main()
+
+
+@each_server
+def test_a_session_is_ended_by_what_no_other_one_is_called(kind: Kind, tmp_path: Path) -> None:
+    @in_loop
+    async def main() -> None:
+        driver = kind.driver(tmp_path)
+        async with create_storage(driver) as storage:
+            await storage.get_item("key")
+            mine, left = [await driver._pool._opened() for _ in range(2)]
+            assert left.session is not None
+            assert not await driver._server.end(mine, left.session + "0")
+            await left.fetch("SELECT 1")
+            while await driver._server.end(mine, left.session):
+                await asyncio.sleep(0.01)
+            with pytest.raises(Exception, match=r"(?i)terminat|kill|lost|closed|gone"):
+                await left.fetch("SELECT 1")
+            await mine.fetch("SELECT 1")
+            for connection in (mine, left):
+                await connection.aclose()
+
+    main()
+
+
+@each_server
 def test_a_row_that_another_program_locks_is_a_timeout_and_nothing_is_written_later(kind: Kind, tmp_path: Path) -> None:
     @in_loop
     async def main() -> None:

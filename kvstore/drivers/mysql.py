@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Iterable, Sequence
+from secrets import token_hex
 from typing import Any
 
 from kvstore.drivers._sql.connection import Connection, transaction
@@ -14,6 +15,7 @@ from kvstore.drivers._sql.statements import PIECE, live
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable
 
 _DUPLICATE = 1062
+_NO_THREAD = 1094
 _CONFLICT = (1020, 1213, 3572)  # record changed since last read, deadlock
 _TOO_LATE = (1205, 1317, 1969, 3024)  # lock wait timeout, interrupted, statement timeout
 _NO_LOGIN = (1040, 1044, 1045, 1049, 1129, 1130, 1142, 1203, 1226, 1251, 1290, 1698, 2059)
@@ -73,6 +75,26 @@ class _Mysql(Server):
         settings = f"sql_mode = '{modes}', innodb_lock_wait_timeout = {waits}, sql_notes = 0, time_zone = '+00:00'"
         await connection.fetch(f"SET SESSION {settings}")
         await connection.fetch("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        # The session is known by a lock that it has as long as it lives: its number may be another's on another server, or
+        # after a restart.
+        session = f"kvstore {token_hex(12)}"
+        try:
+            await connection.fetch(f"SELECT GET_LOCK('{session}', 0)")
+            connection.session = session
+        except Exception as error:
+            if _code(error) in (None, *_LOST):  # else there are no such locks, as in a Galera cluster
+                raise
+
+    async def end(self, connection: Connection, session: str) -> bool:
+        [(number,)] = await connection.fetch(f"SELECT IS_USED_LOCK('{session}')")
+        if number is None:
+            return False
+        try:
+            await connection.fetch(f"KILL {int(number)}")
+        except Exception as error:
+            if _code(error) != _NO_THREAD:  # it has ended by itself
+                raise
+        return True
 
     async def look_at(self, connection: Connection) -> None:
         [(version, packet)] = await connection.fetch("SELECT VERSION(), @@max_allowed_packet")

@@ -17,6 +17,7 @@ _OLDEST = 110_000  # as the server numbers version 11, the first one with sha256
 _LIBPQ = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 _CONFLICT = ("40001", "40P01")
 _TOO_LATE = ("55P03", "57014")  # lock_not_available, query_canceled
+_SESSION = "concat(pid, ' ', extract(epoch FROM backend_start))"  # a pid alone may come again
 _UNREACHABLE = ("08", "28", "3D", "53300", "57P", "42501", "25006")
 
 
@@ -87,8 +88,14 @@ class _Postgresql(Server):
 
     async def begin(self, connection: Connection, patience: float) -> None:
         settings = "set_config('lock_timeout', $1, false), set_config('default_transaction_isolation', 'read committed', false)"
+        session = f"(SELECT {_SESSION} FROM pg_stat_activity WHERE pid = pg_backend_pid())"
         # A little before the caller's patience ends, so that it learns that nothing was written.
-        await connection.fetch(f"SELECT {settings}", f"{max(1, int(patience * 900))}ms")
+        lock_timeout = f"{max(1, int(patience * 900))}ms"
+        [(connection.session, *_)] = await connection.fetch(f"SELECT {session}, {settings}", lock_timeout)
+
+    async def end(self, connection: Connection, session: str) -> bool:
+        ended = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_SESSION} = $1"
+        return bool(await connection.fetch(ended, session))
 
     async def look_at(self, connection: Connection) -> None:
         [(encoding, version)] = await connection.fetch(

@@ -24,6 +24,9 @@ _MARK = re.compile(r"\$(\d+)")
 class Connection(ABC):
     """One connection in autocommit mode. Statements have marks `$1`, `$2`, which may repeat."""
 
+    session: str | None = None
+    """What the server knows it by, no matter who asks, and which no other one has had. None: it can't tell."""
+
     def __init__(self, made: AsyncConnection, client: Any) -> None:
         self._made = made
         self._client = client

@@ -49,6 +49,8 @@ class Pool:
         self._limits = Limits(timeout)
         self._room = asyncio.Semaphore(connections)
         self._idle: list[Connection] = []
+        self._left: set[str] = set()
+        """Sessions of writes that were given up, which the server may still carry out."""
 
     def open(self) -> None:
         """Once an event loop: nothing of another one is of use, and nothing there can be waited for."""
@@ -69,7 +71,7 @@ class Pool:
             with Limit(self._limits):
                 for tries_left in reversed(range(_TRIES)):
                     try:
-                        return await self._lent(work)
+                        return await self._lent(work, writes=writes)
                     except KVStoreError:
                         raise
                     except Exception as error:
@@ -85,24 +87,35 @@ class Pool:
             ) from error
         raise AssertionError("the last try returns or raises")
 
-    async def _lent(self, work: Work[T]) -> T:
+    async def _lent(self, work: Work[T], *, writes: bool) -> T:
         """Keeps the connection if it can be used again."""
         room = self._room
         await room.acquire()
         try:
             connection = self._take() or await self._opened()
             try:
+                if writes and self._left:
+                    await self._end_left(connection)
                 answer = await work(connection)
             except BaseException as error:
                 if isinstance(error, KVStoreError) or self._fault(error).usable:
                     self._idle.append(connection)
                 else:
                     connection.abort()
+                    if writes and connection.session is not None:
+                        self._left.add(connection.session)
                 raise
             self._idle.append(connection)
             return answer
         finally:
             room.release()
+
+    async def _end_left(self, connection: Connection) -> None:
+        """Waits until they are over, or a write that was given up might take effect after one that is acknowledged."""
+        for session in [*self._left]:
+            while await self._server.end(connection, session):
+                await asyncio.sleep(0.01)
+            self._left.discard(session)
 
     async def told_time(self, connection: Connection, sql: str) -> Sequence[Any]:
         """Sets the clock by a statement that tells the server's time before all else. Returns that."""

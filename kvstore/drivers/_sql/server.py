@@ -88,7 +88,11 @@ class Server(ABC):
 
     @abstractmethod
     async def begin(self, connection: Connection, patience: float) -> None:
-        """Makes the settings of a new connection. A lock is waited for at most `patience` seconds."""
+        """Makes the settings of a new connection, and tells its session. A lock is waited for at most `patience` seconds."""
+
+    @abstractmethod
+    async def end(self, connection: Connection, session: str) -> bool:
+        """Ends another session, with what it is doing. Returns whether it was there: it is over once it is not any more."""
 
     @abstractmethod
     async def look_at(self, connection: Connection) -> None:
