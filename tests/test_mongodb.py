@@ -592,6 +592,22 @@ def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on() ->
     main()
 
 
+def test_L2_to_close_while_the_server_stands_still_takes_no_longer_than_a_call() -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = servers.start()
+        storage = create_storage(f"mongodb://127.0.0.1:{port}", timeout=0.5)
+        await storage.set_item("key", 1)
+        server.pause()
+        began = time.monotonic()
+        await storage.aclose()
+        assert time.monotonic() - began < 1
+        server.resume()
+        server.stop()
+
+    main()
+
+
 def test_a_wrong_password_is_unavailable_and_never_shown_and_who_may_only_read_reads() -> None:
     @in_loop
     async def main() -> None:

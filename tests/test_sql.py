@@ -693,6 +693,24 @@ def test_a_session_is_ended_by_what_no_other_one_is_called(kind: Kind, tmp_path:
 
 
 @each_server
+def test_L2_to_close_while_the_server_stands_still_takes_no_longer_than_a_call(kind: Kind) -> None:
+    @in_loop
+    async def main() -> None:
+        server, port = await asyncio.to_thread(kind.start)
+        storage = create_storage(kind.private(port), timeout=0.5)
+        await asyncio.gather(*(storage.set_item(f"{number}", 1) for number in range(9)))
+        await asyncio.gather(*(storage.get_mount("key").driver.count("") for _ in range(4)))
+        server.pause()
+        began = time.monotonic()
+        await storage.aclose()
+        assert time.monotonic() - began < 1
+        server.resume()
+        await asyncio.to_thread(server.stop)
+
+    main()
+
+
+@each_server
 def test_a_row_that_another_program_locks_is_a_timeout_and_nothing_is_written_later(kind: Kind, tmp_path: Path) -> None:
     @in_loop
     async def main() -> None:

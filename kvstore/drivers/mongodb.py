@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kvstore.clock import Clock
 from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
-from kvstore.drivers._mongodb.client import known, made, prepared, set_by_server
+from kvstore.drivers._mongodb.client import close, known, made, prepared, set_by_server
 from kvstore.drivers._mongodb.documents import EXPIRY, REVISION, Document, Documents, date, stat_of, value_of
 from kvstore.drivers._mongodb.transactions import commit
 from kvstore.drivers._mongodb.writing import clear, swap, sweep, update, write_each
@@ -116,7 +116,7 @@ class MongodbDriver(Driver):
         client: Client = self._given
         if self._url is not None:
             client = made(self._url, self._connect_timeout)
-            await self._open.begin(client.close)
+            await self._open.begin(partial(close, client, self._timeout))
         try:
             with pymongo.timeout(self._connect_timeout):
                 collection = await prepared(client, self._database, self._name, self._time, replica_set=self._replica_set)

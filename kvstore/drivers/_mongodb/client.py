@@ -39,6 +39,14 @@ def made(url: str, connect_timeout: float) -> Client:
         raise ConfigError(f"this is no URL that PyMongo takes: {message}", driver="mongodb") from None
 
 
+async def close(client: Client, seconds: float) -> None:
+    """A farewell to a server that does not answer takes no longer than `seconds`."""
+    import pymongo
+
+    with pymongo.timeout(seconds):
+        await client.close()
+
+
 def _check_options(query: str) -> None:
     """Refuses what the client itself would only warn of."""
     from pymongo.errors import PyMongoError

@@ -48,10 +48,9 @@ class Connection(ABC):
     def abort(self) -> None:
         """Closes it without waiting: nobody knows what is still under way on it."""
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Closes it, with a farewell to the server."""
-        with suppress(Exception):
-            await self._made.close()
 
 
 class AsyncpgConnection(Connection):
@@ -60,6 +59,10 @@ class AsyncpgConnection(Connection):
     def abort(self) -> None:
         with suppress(Exception):  # its event loop may be over
             self._client.terminate()
+
+    async def aclose(self) -> None:
+        with suppress(Exception):
+            await self._client.close()
 
     @property
     def is_open(self) -> bool:
@@ -80,6 +83,10 @@ class AsyncmyConnection(Connection):
     def abort(self) -> None:
         with suppress(Exception):  # its event loop may be over
             self._client.close()
+
+    async def aclose(self) -> None:
+        with suppress(Exception):
+            await self._client.ensure_closed()
 
     @property
     def is_open(self) -> bool:
@@ -109,6 +116,10 @@ class AnyConnection(Connection):
             task = asyncio.get_running_loop().create_task(self.aclose())
             _CLOSING.add(task)
             task.add_done_callback(_CLOSING.discard)
+
+    async def aclose(self) -> None:
+        with suppress(Exception):
+            await self._made.close()
 
     async def fetch(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
         result = await self._made.exec_driver_sql(*_positional(sql, arguments))

@@ -61,8 +61,12 @@ class Pool:
 
     async def aclose(self) -> None:
         idle, self._idle, self._engine = self._idle, [], None
-        for connection in idle:
-            await connection.aclose()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await asyncio.gather(*(connection.aclose() for connection in idle))
+        except TimeoutError:
+            for connection in idle:
+                connection.abort()
 
     async def ask(self, work: Work[T], *, writes: bool = False) -> T:
         """What `work` finds or does. It may be done more than once."""
