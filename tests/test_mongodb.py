@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -39,8 +39,8 @@ from kvstore import (
     UnsupportedOperation,
     create_storage,
 )
-from kvstore.drivers._mongodb import writing
-from kvstore.drivers._mongodb.documents import Documents
+from kvstore.drivers._mongodb import documents, writing
+from kvstore.drivers._mongodb.documents import Document, Documents
 from kvstore.drivers.mongodb import MAX_VALUE_BYTES, MongodbDriver
 from kvstore.testing import DriverSuite
 from kvstore.testing.conditions import Conditions
@@ -606,6 +606,38 @@ def test_L2_to_close_while_the_server_stands_still_takes_no_longer_than_a_call()
         server.stop()
 
     main()
+
+
+@pytest.mark.parametrize("replica_set", [False, True])
+def test_more_names_than_one_command_holds_are_sent_in_several(
+    tmp_path: Path, replica_set: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "_SHARE", 3 * 1024)
+    most, some = 0, Documents.some
+
+    def counted(self: Documents, keys: Sequence[str]) -> Document:
+        nonlocal most
+        most = max(most, len(keys))
+        return some(self, keys)
+
+    monkeypatch.setattr(Documents, "some", counted)
+
+    @in_loop
+    async def main() -> None:
+        async with opened(tmp_path, replica_set=replica_set) as storage:
+            driver = storage.get_mount("x").driver
+            keys = [f"key:{number}" for number in range(10)]
+            await storage.set_items(dict.fromkeys(keys, 1), ttl=0.001)
+            await asyncio.sleep(0.01)
+            await storage.set_items(dict.fromkeys(keys, 2))
+            assert await storage.get_items([*keys, "other"]) == dict.fromkeys(keys, 2) | {"other": None}
+            assert await driver.has([*keys, "other"]) == [True] * 10 + [False]
+            if replica_set:
+                assert await storage.commit({"other": 1}, removes=keys[:9], expect=dict.fromkeys(keys, 2))
+                assert await storage.get_keys() == ["key:9", "other"]
+
+    main()
+    assert most == 3
 
 
 def test_a_wrong_password_is_unavailable_and_never_shown_and_who_may_only_read_reads() -> None:

@@ -8,7 +8,7 @@ What has no date in `kvstore_expires_at` is another program's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import count
 from secrets import token_hex
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvstore.driver import Stat
 from kvstore.errors import CorruptValueError
-from kvstore.keys import past
+from kvstore.keys import MAX_KEY_BYTES, past
 
 if TYPE_CHECKING:
+    from pymongo.asynchronous.client_session import AsyncClientSession
+
     from kvstore.drivers._mongodb.client import Collection
 
 Document = dict[str, Any]
@@ -29,6 +31,8 @@ REVISION = re.compile("[0-9a-f]{16}-[0-9a-f]+")
 """Of a write: who it was by, and which one of his."""
 BY_ID = [("_id", 1)]
 """The index to go by, said outright: the one on `EXPIRY` fits most conditions too, and would be a walk through everything."""
+_SHARE = 2**20
+"""Bytes of names in one command: it has at most 16 MiB, and PyMongo encodes it, and decodes its answer, in the event loop."""
 _NEVER = 253_402_300_799_999
 """The end of the year 9999, in milliseconds since 1970: so that every document has a date, and one range tells who is alive."""
 
@@ -57,7 +61,13 @@ class Documents:
         return {"_id": self.name(key), EXPIRY: self.live()}
 
     def some(self, keys: Sequence[str]) -> Document:
+        """No more than one of the `shares`."""
         return {"_id": {"$in": [self.name(key) for key in keys]}}
+
+    def shares(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Parts of `keys` that one command carries each."""
+        most = max(1, _SHARE // (MAX_KEY_BYTES + len(self.prefix.encode())))
+        return (keys[at : at + most] for at in range(0, len(keys), most))
 
     def below(self, prefix: str) -> Document:
         """Texts are compared by their bytes, so by code point."""
@@ -90,19 +100,26 @@ class Documents:
 
     async def find(self, keys: Sequence[str], fields: Document, *, foreign: bool = False) -> dict[str, Document]:
         """Those of `keys` that are there. With `foreign` what another program keeps in the place of one is an error."""
-        # By `_id` alone, which no other index fits, and which is the server's fastest way.
-        asked = {"_id": self.name(keys[0])} if len(keys) == 1 else self.some(keys)
         client = self.collection.database.client
         whole = self.replica_set and len(keys) > 1  # no half of a batch
         async with client.start_session(snapshot=True) if whole else nullcontext() as session:
-            found = self.collection.find(asked, fields, limit=len(keys), batch_size=len(keys), session=session)
-            documents = {self.key(document): document for document in await found.to_list()}
+            documents = await self.found(keys, fields, session)
         now = self.clock()
         for key, document in [*documents.items()]:
             if foreign and not is_ours(document):
                 raise self.foreign(key)
             if not is_ours(document) or int(document[EXPIRY]) <= now:
                 del documents[key]
+        return documents
+
+    async def found(self, keys: Sequence[str], fields: Document, session: AsyncClientSession | None) -> dict[str, Document]:
+        """What stands in the place of `keys`, whoever put it there."""
+        documents: dict[str, Document] = {}
+        for some in self.shares(keys):
+            # By `_id` alone, which no other index fits, and which is the server's fastest way.
+            asked = {"_id": self.name(some[0])} if len(some) == 1 else self.some(some)
+            found = self.collection.find(asked, fields, limit=len(some), batch_size=len(some), session=session)
+            documents |= {self.key(document): document for document in await found.to_list()}
         return documents
 
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:

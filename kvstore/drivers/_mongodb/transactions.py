@@ -34,11 +34,9 @@ async def _carried_out(
     collection, now = documents.collection, documents.clock()
     keys = list(dict.fromkeys([*expect, *(key for key, _, _ in writes)]))
     removed = {key for key, data, _ in writes if data is None} - expect.keys()
-    everyone = documents.some(keys)
     fields = {EXPIRY: 1, "value": 1} if expect else {EXPIRY: 1}
     live: dict[str, Document] = {}
-    for document in await collection.find(everyone, fields, session=session).to_list():
-        key = documents.key(document)
+    for key, document in (await documents.found(keys, fields, session)).items():
         if not is_ours(document):
             if key not in removed:
                 raise documents.foreign(key)
@@ -66,6 +64,6 @@ async def _carried_out(
         if some[-1] is not writes[-1]:
             await collection.bulk_write(changes, ordered=True, session=session)
             changes.clear()
-    changes.append(DeleteMany(everyone | {EXPIRY: date(0)}))
+    changes += [DeleteMany(documents.some(some) | {EXPIRY: date(0)}) for some in documents.shares(keys)]
     await collection.bulk_write(changes, ordered=True, session=session)
     return [key in live for key, _, _ in writes]

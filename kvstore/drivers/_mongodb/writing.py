@@ -15,6 +15,8 @@ _LARGE = 4 * 2**20
 """From this size on a condition goes by the revision, for both values together might be too much for one command."""
 _STEP = 4 * 2**20
 """Bytes of values that are sent at once, for PyMongo encodes them in the event loop."""
+_BYTES_PER_WRITE = _STEP // 1000
+"""Of values, take as long as one write besides its own."""
 _DUPLICATE = 11000
 
 
@@ -39,10 +41,11 @@ def steps(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
     """Parts of `writes` that hold the event loop no longer than one large value."""
     begin, size = 0, 0
     for at, (_, data, _) in enumerate(writes):
-        size += len(data or b"")
+        own = _BYTES_PER_WRITE + len(data or b"")
+        size += own
         if size > _STEP and at > begin:
             yield writes[begin:at]
-            begin, size = at, len(data or b"")
+            begin, size = at, own
     if begin < len(writes):
         yield writes[begin:]
 
@@ -68,8 +71,7 @@ async def _put(documents: Documents, writes: Sequence[Write]) -> dict[str, bool]
         inserted = {one["index"] for one in result["upserted"]}
         found.update((write[0], i not in inserted) for i, write in enumerate(writes) if i not in failed)
         writes = [write for i, write in enumerate(writes) if i in failed]
-        if writes:
-            keys = [key for key, _, _ in writes]
+        for keys in documents.shares([key for key, _, _ in writes]):
             await _refuse_foreign(documents, keys)
             await documents.collection.delete_many(documents.some(keys) | {EXPIRY: documents.expired()}, hint=BY_ID)
     return found
