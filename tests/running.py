@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
+
+LIMIT = 300.0
+"""Seconds after which a test that waits for ever has failed."""
 
 
-def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Runs `test` in an event loop of its own."""
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Runs `test` in an event loop of its own. Its arguments are pytest's as they are for any test."""
 
-    def run() -> None:
-        asyncio.run(test())
+    @wraps(test)  # pytest looks there for the names of the arguments
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), LIMIT))
 
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run

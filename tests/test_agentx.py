@@ -147,52 +147,48 @@ def real_store(name: str, path: Path) -> Any:
 @needs_real
 @pytest.mark.parametrize("driver", ["memory", "sqlite", "fs"])
 @pytest.mark.parametrize("name", REAL_STORES)
-def test_P6_each_store_of_the_original_gives_exactly_what_is_expected(name: str, driver: str, tmp_path: Path) -> None:
+@in_loop
+async def test_P6_each_store_of_the_original_gives_exactly_what_is_expected(name: str, driver: str, tmp_path: Path) -> None:
     expected = json.loads((Path(REAL or "") / "expected.json").read_text())
     source = real_store(name, tmp_path / "source")
     options = {} if driver == "memory" else {"path": tmp_path / "target"}
 
-    async def main() -> None:
-        store = await read_agentx(source)
-        assert as_json(store) == expected
-        assert store.problems == []
-        async with create_persistence(driver, **options) as persistence:
-            report = await import_agentx(source, persistence, strict=True)
-            assert report.problems == []
-            assert report.messages == sum(map(len, expected["messages"].values()))
-            await assert_whole(persistence, expected)
-            again = await import_agentx(source, persistence)
-            assert (again.containers, again.images, again.sessions, again.messages, again.problems) == (0, 0, 0, 0, [])
-            await assert_whole(persistence, expected)
-
-    asyncio.run(main())
+    store = await read_agentx(source)
+    assert as_json(store) == expected
+    assert store.problems == []
+    async with create_persistence(driver, **options) as persistence:
+        report = await import_agentx(source, persistence, strict=True)
+        assert report.problems == []
+        assert report.messages == sum(map(len, expected["messages"].values()))
+        await assert_whole(persistence, expected)
+        again = await import_agentx(source, persistence)
+        assert (again.containers, again.images, again.sessions, again.messages, again.problems) == (0, 0, 0, 0, [])
+        await assert_whole(persistence, expected)
 
 
 # Each layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_P6_every_layout_is_read_whole_and_left_as_it_was(layout: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        kept = None
-        if layout == "wal":
-            kept = sqlite_store(tmp_path / "agentx.db", {})
-            kept.execute("PRAGMA journal_mode = WAL")
-            kept.executemany("INSERT INTO kv_storage VALUES (?, ?, 1, 1)", texts().items())
-            kept.commit()  # in the log only
-            source: Any = tmp_path / "agentx.db"
-        else:
-            source = await stored(layout, texts(), tmp_path)
-        before = fingerprint(tmp_path)
-        async with create_persistence("memory") as persistence:
-            report = await import_agentx(source, persistence)
-            assert report.problems == []
-            await assert_whole(persistence, SMALL)
-        assert fingerprint(tmp_path) == before
-        if kept is not None:
-            kept.close()
-
-    asyncio.run(main())
+@in_loop
+async def test_P6_every_layout_is_read_whole_and_left_as_it_was(layout: str, tmp_path: Path) -> None:
+    kept = None
+    if layout == "wal":
+        kept = sqlite_store(tmp_path / "agentx.db", {})
+        kept.execute("PRAGMA journal_mode = WAL")
+        kept.executemany("INSERT INTO kv_storage VALUES (?, ?, 1, 1)", texts().items())
+        kept.commit()  # in the log only
+        source: Any = tmp_path / "agentx.db"
+    else:
+        source = await stored(layout, texts(), tmp_path)
+    before = fingerprint(tmp_path)
+    async with create_persistence("memory") as persistence:
+        report = await import_agentx(source, persistence)
+        assert report.problems == []
+        await assert_whole(persistence, SMALL)
+    assert fingerprint(tmp_path) == before
+    if kept is not None:
+        kept.close()
 
 
 def fingerprint(path: Path) -> dict[str, str]:
@@ -241,7 +237,8 @@ HOSTILE_IDS = ("u?1", "a/b", "a\\c", "1e5", "null", "true", "x$", "🙂", "with 
 
 
 @pytest.mark.parametrize("layout", ["kv_storage", "mapping", "directory"])
-def test_P6_ids_that_the_original_rewrote_come_back_as_they_were_given(layout: str, tmp_path: Path) -> None:
+@in_loop
+async def test_P6_ids_that_the_original_rewrote_come_back_as_they_were_given(layout: str, tmp_path: Path) -> None:
     expected: dict[str, Any] = {
         "containers": sorted((container(f"c{name}") for name in HOSTILE_IDS), key=lambda record: record["containerId"]),
         "images": sorted(
@@ -253,13 +250,10 @@ def test_P6_ids_that_the_original_rewrote_come_back_as_they_were_given(layout: s
         "messages": {f"s{name}": [message(f"m of {name}")] for name in HOSTILE_IDS},
     }
 
-    async def main() -> None:
-        source = await stored(layout, texts(expected), tmp_path)
-        async with create_persistence("sqlite", path=tmp_path / "target.db") as persistence:
-            assert (await import_agentx(source, persistence)).problems == []
-            await assert_whole(persistence, expected)
-
-    asyncio.run(main())
+    source = await stored(layout, texts(expected), tmp_path)
+    async with create_persistence("sqlite", path=tmp_path / "target.db") as persistence:
+        assert (await import_agentx(source, persistence)).problems == []
+        await assert_whole(persistence, expected)
 
 
 @in_loop
@@ -306,20 +300,19 @@ BAD = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:2] + LAYOUTS[3:])
-def test_P6_what_cannot_be_read_is_reported_and_the_rest_imported(layout: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        source = await stored(layout, texts() | BAD, tmp_path)
-        async with create_persistence("memory") as persistence:
-            report = await import_agentx(source, persistence)
-            assert sorted(problem.key for problem in report.problems) == sorted(BAD)
-            assert all(problem.reason for problem in report.problems)
-            assert await exported(persistence) == SMALL
-
-    asyncio.run(main())
+@in_loop
+async def test_P6_what_cannot_be_read_is_reported_and_the_rest_imported(layout: str, tmp_path: Path) -> None:
+    source = await stored(layout, texts() | BAD, tmp_path)
+    async with create_persistence("memory") as persistence:
+        report = await import_agentx(source, persistence)
+        assert sorted(problem.key for problem in report.problems) == sorted(BAD)
+        assert all(problem.reason for problem in report.problems)
+        assert await exported(persistence) == SMALL
 
 
 @pytest.mark.parametrize("table", ["kv_storage", "unstorage"])
-def test_P6_a_text_or_a_key_that_is_not_utf8_is_the_fault_of_its_row_alone(table: str, tmp_path: Path) -> None:
+@in_loop
+async def test_P6_a_text_or_a_key_that_is_not_utf8_is_the_fault_of_its_row_alone(table: str, tmp_path: Path) -> None:
     connection = sqlite_store(
         tmp_path / "agentx.db", {key: text for key, text in texts().items() if key != "messages:s1"}, table=table
     )
@@ -330,14 +323,11 @@ def test_P6_a_text_or_a_key_that_is_not_utf8_is_the_fault_of_its_row_alone(table
     connection.commit()
     connection.close()
 
-    async def main() -> None:
-        async with create_persistence("memory") as persistence:
-            report = await import_agentx(tmp_path / "agentx.db", persistence)
-            keys = ["", "images:\udcff", "messages:s1", "messages:\udcff"]
-            assert sorted(problem.key for problem in report.problems) == keys
-            assert await exported(persistence) == SMALL | {"messages": {"s1": [], "s2": []}}
-
-    asyncio.run(main())
+    async with create_persistence("memory") as persistence:
+        report = await import_agentx(tmp_path / "agentx.db", persistence)
+        keys = ["", "images:\udcff", "messages:s1", "messages:\udcff"]
+        assert sorted(problem.key for problem in report.problems) == keys
+        assert await exported(persistence) == SMALL | {"messages": {"s1": [], "s2": []}}
 
 
 @in_loop
@@ -385,15 +375,13 @@ def test_P6_a_source_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
-def test_P6_a_file_that_is_no_text_is_reported(tmp_path: Path) -> None:
-    async def main() -> None:
-        source = await stored("directory", texts(), tmp_path)
-        (tmp_path / "store" / "images" / "bytes").write_bytes(b"\xff\xfe")
-        store = await read_agentx(source)
-        assert [problem.key for problem in store.problems] == ["images:bytes"]
-        assert as_json(store) == SMALL
-
-    asyncio.run(main())
+@in_loop
+async def test_P6_a_file_that_is_no_text_is_reported(tmp_path: Path) -> None:
+    source = await stored("directory", texts(), tmp_path)
+    (tmp_path / "store" / "images" / "bytes").write_bytes(b"\xff\xfe")
+    store = await read_agentx(source)
+    assert [problem.key for problem in store.problems] == ["images:bytes"]
+    assert as_json(store) == SMALL
 
 
 # Again, and after an interruption
@@ -414,41 +402,37 @@ async def test_P6_a_log_that_is_here_in_part_is_completed() -> None:
 
 @pytest.mark.parametrize("begun", [0, 3])
 @pytest.mark.parametrize("kind", ["memory", "steps", "sqlite", "fs"])
-def test_P6_two_imports_at_once_double_nothing_and_find_nothing_wrong(kind: str, begun: int, tmp_path: Path) -> None:
+@in_loop
+async def test_P6_two_imports_at_once_double_nothing_and_find_nothing_wrong(kind: str, begun: int, tmp_path: Path) -> None:
     messages = [message(f"m{number}") for number in range(12)]
     source = texts() | {"messages:s1": json.dumps(messages)}
 
-    async def main() -> None:
-        store = Store(kind, tmp_path)
-        async with store.open() as one, store.open() as two:
-            for given in messages[:begun]:
-                await one.sessions.add_message("s1", given)
-            reports = await asyncio.gather(*(import_agentx(source, persistence) for persistence in (one, two, one)))
-            assert [report.problems for report in reports] == [[], [], []]
-            assert sum(report.messages for report in reports) == 12 - begun
-            assert await two.sessions.get_messages("s1") == messages
-
-    asyncio.run(main())
+    store = Store(kind, tmp_path)
+    async with store.open() as one, store.open() as two:
+        for given in messages[:begun]:
+            await one.sessions.add_message("s1", given)
+        reports = await asyncio.gather(*(import_agentx(source, persistence) for persistence in (one, two, one)))
+        assert [report.problems for report in reports] == [[], [], []]
+        assert sum(report.messages for report in reports) == 12 - begun
+        assert await two.sessions.get_messages("s1") == messages
 
 
 @pytest.mark.parametrize("kind", ["memory", "steps", "sqlite", "fs"])
-def test_P6_an_import_beside_an_append_leaves_a_log_that_went_on_and_tells_it(kind: str, tmp_path: Path) -> None:
+@in_loop
+async def test_P6_an_import_beside_an_append_leaves_a_log_that_went_on_and_tells_it(kind: str, tmp_path: Path) -> None:
     messages = [message(f"m{number}") for number in range(12)]
     source = texts() | {"messages:s1": json.dumps(messages)}
 
-    async def main() -> None:
-        store = Store(kind, tmp_path)
-        async with store.open() as one, store.open() as two:
-            for given in messages[:3]:
-                await one.sessions.add_message("s1", given)
-            report, place = await asyncio.gather(import_agentx(source, one), two.sessions.add_message("s1", message("live")))
-            found = await two.sessions.get_messages("s1")
-            assert found[place] == message("live")
-            assert found[:place] == messages[:place]
-            assert found[place + 1 :] == []
-            assert [problem.key for problem in report.problems] == ["messages:s1"] * (place < 12)
-
-    asyncio.run(main())
+    store = Store(kind, tmp_path)
+    async with store.open() as one, store.open() as two:
+        for given in messages[:3]:
+            await one.sessions.add_message("s1", given)
+        report, place = await asyncio.gather(import_agentx(source, one), two.sessions.add_message("s1", message("live")))
+        found = await two.sessions.get_messages("s1")
+        assert found[place] == message("live")
+        assert found[:place] == messages[:place]
+        assert found[place + 1 :] == []
+        assert [problem.key for problem in report.problems] == ["messages:s1"] * (place < 12)
 
 
 @in_loop

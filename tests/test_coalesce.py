@@ -648,33 +648,30 @@ class Unsteady(MemoryDriver):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_A3_calls_that_are_gathered_take_effect_in_their_order_on_each_key_whatever_the_lanes(seed: int) -> None:
-    @in_loop
-    async def run() -> None:
-        random, model = Random(seed), dict[str, int]()
-        async with create_storage(Unsteady(seed)) as storage:
-            for _ in range(3):
-                calls, expected = [], list[object]()
-                for number in range(random.randrange(1, 40)):
-                    key = f"k{random.randrange(5)}"
-                    match random.randrange(6):
-                        case 0:
-                            calls.append(storage.get_item(key))
-                            expected.append(model.get(key))
-                        case 1:
-                            calls.append(storage.remove_item(key))
-                            expected.append(model.pop(key, None) is not None)
-                        case 2:
-                            calls.append(storage.add_item(key, number))
-                            expected.append(key not in model)
-                            model.setdefault(key, number)
-                        case 3:
-                            calls.append(storage.get_items(["k0", "k3"]))
-                            expected.append({"k0": model.get("k0"), "k3": model.get("k3")})
-                        case _:
-                            calls.append(storage.set_item(key, number))
-                            expected.append(None)
-                            model[key] = number
-                assert await asyncio.gather(*calls) == expected
-
-    run()
+@in_loop
+async def test_A3_calls_that_are_gathered_take_effect_in_their_order_on_each_key_whatever_the_lanes(seed: int) -> None:
+    random, model = Random(seed), dict[str, int]()
+    async with create_storage(Unsteady(seed)) as storage:
+        for _ in range(3):
+            calls, expected = [], list[object]()
+            for number in range(random.randrange(1, 40)):
+                key = f"k{random.randrange(5)}"
+                match random.randrange(6):
+                    case 0:
+                        calls.append(storage.get_item(key))
+                        expected.append(model.get(key))
+                    case 1:
+                        calls.append(storage.remove_item(key))
+                        expected.append(model.pop(key, None) is not None)
+                    case 2:
+                        calls.append(storage.add_item(key, number))
+                        expected.append(key not in model)
+                        model.setdefault(key, number)
+                    case 3:
+                        calls.append(storage.get_items(["k0", "k3"]))
+                        expected.append({"k0": model.get("k0"), "k3": model.get("k3")})
+                    case _:
+                        calls.append(storage.set_item(key, number))
+                        expected.append(None)
+                        model[key] = number
+            assert await asyncio.gather(*calls) == expected

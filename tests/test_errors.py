@@ -193,16 +193,13 @@ async def test_a_key_as_it_was_asked_for_is_the_key_that_is_named() -> None:
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), BackendTimeout("slow"), CorruptValueError("torn")])
-def test_an_error_of_a_driver_keeps_its_kind(error: KVStoreError) -> None:
-    @in_loop
-    async def kept() -> None:
-        storage = create_storage(Failing(error))
-        for call in (storage.get_item("a"), storage.set_item("a", 1), storage.get_keys(), storage.count()):
-            with pytest.raises(type(error)) as caught:
-                await call
-            assert caught.value.driver == "test_errors"
-
-    kept()
+@in_loop
+async def test_an_error_of_a_driver_keeps_its_kind(error: KVStoreError) -> None:
+    storage = create_storage(Failing(error))
+    for call in (storage.get_item("a"), storage.set_item("a", 1), storage.get_keys(), storage.count()):
+        with pytest.raises(type(error)) as caught:
+            await call
+        assert caught.value.driver == "test_errors"
 
 
 @in_loop
@@ -381,7 +378,8 @@ async def _check_first_call(url: str, storage: Storage) -> None:
         *(("file", "fs"), ("diskcache", "diskcache"), ("memory", "memory")),
     ],
 )
-def test_E1_no_part_of_a_password_is_shown_however_a_url_is_mistyped(
+@in_loop
+async def test_E1_no_part_of_a_password_is_shown_however_a_url_is_mistyped(
     scheme: str, driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = [shape.format(scheme, password) for shape in SHAPES for password in PASSWORDS]
@@ -414,10 +412,7 @@ def test_E1_no_part_of_a_password_is_shown_however_a_url_is_mistyped(
                 if way is ways[0] and (scheme in called or (scheme == "http" and number < len(PASSWORDS))):
                     calls.append(_check_first_call(url, storage))
 
-    async def call() -> None:
-        await asyncio.gather(*calls)
-
-    asyncio.run(call())
+    await asyncio.gather(*calls)
 
 
 def test_E1_a_configuration_with_a_url_in_place_of_a_base_or_a_setting_shows_no_password(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fs_helpers import fill, found, locked, plain, private, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outside import files, in_directory, leaves_the_loop_free, process, rounds, said, small_disk, tell
+from running import in_loop
 
 from kvstore import (
     BackendError,
@@ -283,24 +284,22 @@ async def _synced(path: Path, *, fsync: bool) -> list[str]:
         b"\n{}00000fff#kvstore",
     ],
 )
-def test_a_footer_that_can_not_be_read_is_told_and_the_file_is_left_as_it_was(tmp_path: Path, content: bytes) -> None:
-    async def run() -> None:
-        fill(tmp_path, {"folder/key.json": content, "folder/other.json": b"2"})
-        async with tree(tmp_path) as storage:
-            for call in (storage.get_item, storage.get_item_raw, storage.has_item, storage.get_meta, storage.touch):
-                with pytest.raises(CorruptValueError) as caught:
-                    await call("folder:key")
-                assert (caught.value.key, caught.value.driver) == ("folder:key", "fs")
-                assert "footer" in str(caught.value)
-            assert await storage.get_keys() == ["folder:key", "folder:other"]
-            assert found(tmp_path) == {"folder/key.json": content, "folder/other.json": b"2"}
-            await storage.set_item("folder:key", "mended")
-            assert await storage.get_item("folder:key") == "mended"
-            (tmp_path / "folder/key.json").write_bytes(content)
-            assert await storage.clear() == 2
-        assert found(tmp_path) == {}
-
-    asyncio.run(run())
+@in_loop
+async def test_a_footer_that_can_not_be_read_is_told_and_the_file_is_left_as_it_was(tmp_path: Path, content: bytes) -> None:
+    fill(tmp_path, {"folder/key.json": content, "folder/other.json": b"2"})
+    async with tree(tmp_path) as storage:
+        for call in (storage.get_item, storage.get_item_raw, storage.has_item, storage.get_meta, storage.touch):
+            with pytest.raises(CorruptValueError) as caught:
+                await call("folder:key")
+            assert (caught.value.key, caught.value.driver) == ("folder:key", "fs")
+            assert "footer" in str(caught.value)
+        assert await storage.get_keys() == ["folder:key", "folder:other"]
+        assert found(tmp_path) == {"folder/key.json": content, "folder/other.json": b"2"}
+        await storage.set_item("folder:key", "mended")
+        assert await storage.get_item("folder:key") == "mended"
+        (tmp_path / "folder/key.json").write_bytes(content)
+        assert await storage.clear() == 2
+    assert found(tmp_path) == {}
 
 
 @in_directory
@@ -344,41 +343,39 @@ async def test_values_that_end_like_a_footer_are_kept_as_they_are(path: Path) ->
 
 
 @pytest.mark.parametrize("layout", ["tree", "plain"])
-def test_a_link_out_of_the_directory_is_followed_by_no_call(tmp_path: Path, layout: str) -> None:
-    async def run() -> None:
-        inside, outside = tmp_path / "inside", tmp_path / "outside"
-        end = ".json" if layout == "tree" else ""
-        fill(outside, {f"secret{end}": b"1", f"folder/secret{end}": b"2"})
-        fill(inside, {f"own{end}": b"3"})
-        before = found(outside)
-        (inside / f"file{end}").symlink_to(outside / f"secret{end}")
-        (inside / f"up{end}").symlink_to(f"../outside/secret{end}")
-        (inside / "folder").symlink_to(outside / "folder")
-        (inside / "around").symlink_to(outside)
-        async with create_storage("fs", path=str(inside), layout=layout) as storage:
-            for key in ("file", "up", "folder:secret", "around:folder:secret"):
-                for call in (
-                    storage.get_item(key),
-                    storage.has_item(key),
-                    storage.get_meta(key),
-                    storage.set_item(key, "new"),
-                    storage.remove_item(key),
-                    storage.add_item(key, 1),
-                ):
-                    with pytest.raises(BackendError, match=r"is a link out of .*; it is not followed") as caught:
-                        await call
-                    assert (caught.value.key, caught.value.driver) == (key, "fs")
-            for key in ("folder:new", "around:new", "around:new:folder"):
-                with pytest.raises(BackendError, match="is a link out of"):
-                    await storage.set_item(key, 1)
-            assert await storage.get_keys() == ["own"]
-            assert await storage.get_keys("folder") == await storage.get_keys("around") == []
-            assert await storage.count() == await storage.clear() == 1
-        assert found(outside) == before
-        assert sorted(entry.name for entry in outside.rglob("*")) == sorted([f"secret{end}", "folder", f"secret{end}"])
-        assert (inside / f"file{end}").is_symlink()
-
-    asyncio.run(run())
+@in_loop
+async def test_a_link_out_of_the_directory_is_followed_by_no_call(tmp_path: Path, layout: str) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    end = ".json" if layout == "tree" else ""
+    fill(outside, {f"secret{end}": b"1", f"folder/secret{end}": b"2"})
+    fill(inside, {f"own{end}": b"3"})
+    before = found(outside)
+    (inside / f"file{end}").symlink_to(outside / f"secret{end}")
+    (inside / f"up{end}").symlink_to(f"../outside/secret{end}")
+    (inside / "folder").symlink_to(outside / "folder")
+    (inside / "around").symlink_to(outside)
+    async with create_storage("fs", path=str(inside), layout=layout) as storage:
+        for key in ("file", "up", "folder:secret", "around:folder:secret"):
+            for call in (
+                storage.get_item(key),
+                storage.has_item(key),
+                storage.get_meta(key),
+                storage.set_item(key, "new"),
+                storage.remove_item(key),
+                storage.add_item(key, 1),
+            ):
+                with pytest.raises(BackendError, match=r"is a link out of .*; it is not followed") as caught:
+                    await call
+                assert (caught.value.key, caught.value.driver) == (key, "fs")
+        for key in ("folder:new", "around:new", "around:new:folder"):
+            with pytest.raises(BackendError, match="is a link out of"):
+                await storage.set_item(key, 1)
+        assert await storage.get_keys() == ["own"]
+        assert await storage.get_keys("folder") == await storage.get_keys("around") == []
+        assert await storage.count() == await storage.clear() == 1
+    assert found(outside) == before
+    assert sorted(entry.name for entry in outside.rglob("*")) == sorted([f"secret{end}", "folder", f"secret{end}"])
+    assert (inside / f"file{end}").is_symlink()
 
 
 @in_directory
@@ -402,19 +399,17 @@ async def test_links_inside_the_directory_are_followed_and_a_loop_or_a_link_to_n
 
 
 @pytest.mark.parametrize("folder", ["", "tmp", "expiry"])
-def test_the_drivers_own_directory_is_no_link(tmp_path: Path, folder: str) -> None:
-    async def run() -> None:
-        inside, outside = tmp_path / "inside", tmp_path / "outside"
-        fill(outside, {"0123456789abcdef": b"another's", "tmp/0123456789abcdef": b"another's"})
-        link = inside / ".kvstore" / folder
-        link.parent.mkdir(parents=True)
-        link.symlink_to(outside)
-        async with tree(inside) as storage:
-            with pytest.raises(BackendError, match="is a link"):
-                await storage.set_item("key", 1, ttl=60)
-        assert len(found(outside)) == 2
-
-    asyncio.run(run())
+@in_loop
+async def test_the_drivers_own_directory_is_no_link(tmp_path: Path, folder: str) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    fill(outside, {"0123456789abcdef": b"another's", "tmp/0123456789abcdef": b"another's"})
+    link = inside / ".kvstore" / folder
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    async with tree(inside) as storage:
+        with pytest.raises(BackendError, match="is a link"):
+            await storage.set_item("key", 1, ttl=60)
+    assert len(found(outside)) == 2
 
 
 @pytest.mark.parametrize("layout", ["tree", "plain"])

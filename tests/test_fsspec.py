@@ -88,27 +88,24 @@ class TestS3(DriverSuite):
     def make_driver(self, path: Path) -> FsspecDriver:
         return FsspecDriver(below(path), timeout=60.0)
 
-    def test_batches_of_writes_are_carried_out_in_order(self, tmp_path: Path) -> None:
+    @in_loop
+    async def test_batches_of_writes_are_carried_out_in_order(self, tmp_path: Path) -> None:
         """Section 2: a condition on another key than the one written is refused."""
 
-        @in_loop
-        async def main() -> None:
-            async with opened(tmp_path) as storage:
-                driver = storage.get_mount("a").driver
-                await storage.set_item_raw("b", b"1")
-                results = await driver.write_many(
-                    [
-                        ([("a", b"2", None), ("b", b"1", None)], None),
-                        ([("a", None, None)], None),
-                        ([("b", b"2", None)], {"b": b"wrong"}),
-                        ([("b", b"3", None)], {"b": b"1"}),
-                        ([("a", b"4", None)], {"b": b"3", "a": None}),
-                    ]
-                )
-                assert results[:4] == [[False, True], [True], None, [True]]
-                assert isinstance(results[4], UnsupportedOperation)
-
-        main()
+        async with opened(tmp_path) as storage:
+            driver = storage.get_mount("a").driver
+            await storage.set_item_raw("b", b"1")
+            results = await driver.write_many(
+                [
+                    ([("a", b"2", None), ("b", b"1", None)], None),
+                    ([("a", None, None)], None),
+                    ([("b", b"2", None)], {"b": b"wrong"}),
+                    ([("b", b"3", None)], {"b": b"1"}),
+                    ([("a", b"4", None)], {"b": b"3", "a": None}),
+                ]
+            )
+            assert results[:4] == [[False, True], [True], None, [True]]
+            assert isinstance(results[4], UnsupportedOperation)
 
 
 class TestMemory(DriverSuite):
@@ -133,63 +130,58 @@ class TestFiles(DriverSuite):
 
 
 @server
-def test_values_are_objects_that_other_programs_read_and_write(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        fs, root = bucket(below(tmp_path))
-        async with opened(tmp_path) as storage:
-            await storage.set_items({"a:b": {"x": 1}, "ü *": 2})
-            await storage.set_item("expires", {"x": 2}, ttl=100)
-            assert fs.cat_file(f"{root}/a:b") == b'{"x":1}'
-            assert fs.cat_file(f"{root}/ü *") == b"2"
-            assert fs.cat_file(f"{root}/expires").startswith(b'{"x":2}\n{"expires_at":')
-            fs.pipe_file(f"{root}/theirs", b' {"by": "another"} ')
-            fs.pipe_file(f"{root}/empty", b"")
-            assert await storage.get_item("theirs") == {"by": "another"}
-            assert await storage.get_item_raw("empty") == b""
-            assert await storage.get_keys() == ["a:b", "empty", "expires", "theirs", "ü *"]
-            meta = await storage.get_meta("empty")
-            assert meta is not None
-            assert meta.size == 0
-            assert await storage.set_meta("theirs", {"x": "y" * 5000})
-            meta = await storage.get_meta("theirs")
-            assert meta is not None
-            assert (meta.custom, meta.size) == ({"x": "y" * 5000}, 19)
-            assert await storage.compare_and_set("theirs", {"by": "another"}, 1)
-
-    main()
+@in_loop
+async def test_values_are_objects_that_other_programs_read_and_write(tmp_path: Path) -> None:
+    fs, root = bucket(below(tmp_path))
+    async with opened(tmp_path) as storage:
+        await storage.set_items({"a:b": {"x": 1}, "ü *": 2})
+        await storage.set_item("expires", {"x": 2}, ttl=100)
+        assert fs.cat_file(f"{root}/a:b") == b'{"x":1}'
+        assert fs.cat_file(f"{root}/ü *") == b"2"
+        assert fs.cat_file(f"{root}/expires").startswith(b'{"x":2}\n{"expires_at":')
+        fs.pipe_file(f"{root}/theirs", b' {"by": "another"} ')
+        fs.pipe_file(f"{root}/empty", b"")
+        assert await storage.get_item("theirs") == {"by": "another"}
+        assert await storage.get_item_raw("empty") == b""
+        assert await storage.get_keys() == ["a:b", "empty", "expires", "theirs", "ü *"]
+        meta = await storage.get_meta("empty")
+        assert meta is not None
+        assert meta.size == 0
+        assert await storage.set_meta("theirs", {"x": "y" * 5000})
+        meta = await storage.get_meta("theirs")
+        assert meta is not None
+        assert (meta.custom, meta.size) == ({"x": "y" * 5000}, 19)
+        assert await storage.compare_and_set("theirs", {"by": "another"}, 1)
 
 
 @server
-def test_R4_what_is_not_below_the_prefix_or_no_key_is_neither_seen_nor_touched(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        fs, root = bucket(below(tmp_path))
-        others = [f"{root}x/a", f"{root}/sub/a.json", f"{root}/sub/b", f"{root}/a::b", f"{root}/:a", f"{root}/$meta"]
-        others += [f"{root}/line\tend", f"{root}/.kvstore/times/junk", f"{root}/.kvstore/keys/junk", f"{root}/.kvstore/times/~"]
-        others += [f"{root}/.kvstore/times/{0:015d}-{'0' * 32}"]
-        for other in others[:-1]:
-            fs.pipe_file(other, b"1")
-        fs.pipe_file(others[-1], b"kept")
-        async with opened(tmp_path) as storage:
-            await storage.set_items({"a": 1, "b:c": 2, "sub": 3, "kept": 4, "k" * 1024: 5, "short": 6})
-            await storage.set_item("short", 6, ttl=0.001)
-            await asyncio.sleep(0.01)
-            driver = storage.get_mount("a").driver
-            await driver.sweep()
-            assert await storage.get_keys() == ["a", "b:c", "kept", "k" * 1024, "sub"]
-            assert await storage.get_keys(reverse=True, limit=1) == ["sub"]
-            assert await storage.clear() == 5
-            assert await storage.get_keys() == []
-        left = {path: fs.cat_file(path) for path in others[:-1]}
-        assert left == dict.fromkeys(others[:-1], b"1")
-        assert not fs.exists(f"{root}/short")
-
-    main()
+@in_loop
+async def test_R4_what_is_not_below_the_prefix_or_no_key_is_neither_seen_nor_touched(tmp_path: Path) -> None:
+    fs, root = bucket(below(tmp_path))
+    others = [f"{root}x/a", f"{root}/sub/a.json", f"{root}/sub/b", f"{root}/a::b", f"{root}/:a", f"{root}/$meta"]
+    others += [f"{root}/line\tend", f"{root}/.kvstore/times/junk", f"{root}/.kvstore/keys/junk", f"{root}/.kvstore/times/~"]
+    others += [f"{root}/.kvstore/times/{0:015d}-{'0' * 32}"]
+    for other in others[:-1]:
+        fs.pipe_file(other, b"1")
+    fs.pipe_file(others[-1], b"kept")
+    async with opened(tmp_path) as storage:
+        await storage.set_items({"a": 1, "b:c": 2, "sub": 3, "kept": 4, "k" * 1024: 5, "short": 6})
+        await storage.set_item("short", 6, ttl=0.001)
+        await asyncio.sleep(0.01)
+        driver = storage.get_mount("a").driver
+        await driver.sweep()
+        assert await storage.get_keys() == ["a", "b:c", "kept", "k" * 1024, "sub"]
+        assert await storage.get_keys(reverse=True, limit=1) == ["sub"]
+        assert await storage.clear() == 5
+        assert await storage.get_keys() == []
+    left = {path: fs.cat_file(path) for path in others[:-1]}
+    assert left == dict.fromkeys(others[:-1], b"1")
+    assert not fs.exists(f"{root}/short")
 
 
 @server
-def test_a_page_costs_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_a_page_costs_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
     call = S3Store._call
 
@@ -199,57 +191,47 @@ def test_a_page_costs_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(S3Store, "_call", counted)
 
-    @in_loop
-    async def main() -> None:
-        async with opened(tmp_path) as storage:
-            await storage.set_items({f"key:{number:02}": number for number in range(60)})
-            assert [name for name, _ in asked].count("get_object") == 0  # one listing told that all were new
-            asked.clear()
-            found = await storage.get_keys(limit=3, after="key:30")
-            assert found == ["key:31", "key:32", "key:33"]
-            assert sorted(asked) == [("list_objects_v2", 4), ("list_objects_v2", 100)]
-            asked.clear()
-            assert await storage.clear() == 60
-            assert [name for name, _ in asked].count("delete_objects") == 1
-            assert len(asked) == 3
-
-    main()
+    async with opened(tmp_path) as storage:
+        await storage.set_items({f"key:{number:02}": number for number in range(60)})
+        assert [name for name, _ in asked].count("get_object") == 0  # one listing told that all were new
+        asked.clear()
+        found = await storage.get_keys(limit=3, after="key:30")
+        assert found == ["key:31", "key:32", "key:33"]
+        assert sorted(asked) == [("list_objects_v2", 4), ("list_objects_v2", 100)]
+        asked.clear()
+        assert await storage.clear() == 60
+        assert [name for name, _ in asked].count("delete_objects") == 1
+        assert len(asked) == 3
 
 
 @server
-def test_expired_objects_are_gone_for_listings_and_from_the_bucket_with_their_markers(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        fs, root = bucket(below(tmp_path))
-        driver = FsspecDriver(below(tmp_path))
-        driver.clock = clock = FakeClock()
-        async with create_storage(driver) as storage:
-            await storage.set_items({"a": 1, "b": 1, "line\nend": 1}, ttl=1)
-            await storage.set_item("b", 2)
-            clock.advance(1)
-            assert await storage.get_keys() == ["b"]
-            assert await driver.sweep() == clock() + 60_000
-            assert not fs.exists(f"{root}/a")
-            clock.advance(60)
-            assert await driver.sweep() is None
-            assert fs.find(root) == [f"{root}/b"]
-
-    main()
+@in_loop
+async def test_expired_objects_are_gone_for_listings_and_from_the_bucket_with_their_markers(tmp_path: Path) -> None:
+    fs, root = bucket(below(tmp_path))
+    driver = FsspecDriver(below(tmp_path))
+    driver.clock = clock = FakeClock()
+    async with create_storage(driver) as storage:
+        await storage.set_items({"a": 1, "b": 1, "line\nend": 1}, ttl=1)
+        await storage.set_item("b", 2)
+        clock.advance(1)
+        assert await storage.get_keys() == ["b"]
+        assert await driver.sweep() == clock() + 60_000
+        assert not fs.exists(f"{root}/a")
+        clock.advance(60)
+        assert await driver.sweep() is None
+        assert fs.find(root) == [f"{root}/b"]
 
 
 @server
-def test_exactly_one_of_many_tasks_and_drivers_adds_a_key(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        storages = [opened(tmp_path) for _ in range(3)]
-        for key in ("a", "line\nend", "k" * 1024):
-            added = await asyncio.gather(*(storages[task % 3].add_item(key, task) for task in range(30)))
-            assert sum(added) == 1
-            assert await storages[0].get_item(key) == added.index(True)
-        for storage in storages:
-            await storage.aclose()
-
-    main()
+@in_loop
+async def test_exactly_one_of_many_tasks_and_drivers_adds_a_key(tmp_path: Path) -> None:
+    storages = [opened(tmp_path) for _ in range(3)]
+    for key in ("a", "line\nend", "k" * 1024):
+        added = await asyncio.gather(*(storages[task % 3].add_item(key, task) for task in range(30)))
+        assert sum(added) == 1
+        assert await storages[0].get_item(key) == added.index(True)
+    for storage in storages:
+        await storage.aclose()
 
 
 @server
@@ -281,70 +263,62 @@ def test_T1_expiry_goes_by_the_servers_clock(tmp_path: Path, monkeypatch: pytest
 
 
 @server
-def test_R2_one_alone_of_those_who_remove_a_key_did_so(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        async with opened(tmp_path) as one, opened(tmp_path) as two:
-            added = removed = 0
-            for number in range(30):
-                calls = [one.add_item("key", number), two.remove_item("key"), two.add_item("key", 1), one.remove_item("key")]
-                said = await asyncio.gather(*calls)
-                added, removed = added + said[0] + said[2], removed + said[1] + said[3]
-            assert added == removed + await one.has_item("key")
-            await one.set_items({"a": 1, "b": 1, "c": 1})
-            assert sum(await asyncio.gather(one.remove_items([*"abc"]), two.remove_items([*"abc"]))) == 3
-
-    main()
+@in_loop
+async def test_R2_one_alone_of_those_who_remove_a_key_did_so(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one, opened(tmp_path) as two:
+        added = removed = 0
+        for number in range(30):
+            calls = [one.add_item("key", number), two.remove_item("key"), two.add_item("key", 1), one.remove_item("key")]
+            said = await asyncio.gather(*calls)
+            added, removed = added + said[0] + said[2], removed + said[1] + said[3]
+        assert added == removed + await one.has_item("key")
+        await one.set_items({"a": 1, "b": 1, "c": 1})
+        assert sum(await asyncio.gather(one.remove_items([*"abc"]), two.remove_items([*"abc"]))) == 3
 
 
 @server
-def test_T2_no_metadata_is_lost_that_is_set_while_another_overwrites_the_value(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        async with opened(tmp_path) as one, opened(tmp_path) as two:
-            for number in range(20):
-                await one.set_item("key", 0)
-                await asyncio.gather(one.set_meta("key", {"n": number}), two.set_item("key", 1))
-                meta = await one.get_meta("key")
-                assert meta is not None
-                assert (meta.custom, await one.get_item("key")) == ({"n": number}, 1)
-                await one.remove_item("key")
-
-    main()
+@in_loop
+async def test_T2_no_metadata_is_lost_that_is_set_while_another_overwrites_the_value(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one, opened(tmp_path) as two:
+        for number in range(20):
+            await one.set_item("key", 0)
+            await asyncio.gather(one.set_meta("key", {"n": number}), two.set_item("key", 1))
+            meta = await one.get_meta("key")
+            assert meta is not None
+            assert (meta.custom, await one.get_item("key")) == ({"n": number}, 1)
+            await one.remove_item("key")
 
 
 @server
-def test_A1_a_footer_that_grows_while_it_is_read_is_read_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_A1_a_footer_that_grows_while_it_is_read_is_read_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     get = S3Store.get
 
-    @in_loop
-    async def main() -> None:
-        async with opened(tmp_path) as storage, opened(tmp_path) as other:
-            await storage.set_item("key", 1)
-            await storage.set_meta("key", {"x": "y" * 600})
-            driver = other.get_mount("key").driver
-            await other.has_item("connect")
-            grown = False
+    async with opened(tmp_path) as storage, opened(tmp_path) as other:
+        await storage.set_item("key", 1)
+        await storage.set_meta("key", {"x": "y" * 600})
+        driver = other.get_mount("key").driver
+        await other.has_item("connect")
+        grown = False
 
-            async def slow(self: S3Store, name: str, end: int | None = None) -> Found | None:
-                nonlocal grown
-                found = await get(self, name, end)
-                if name == "key" and not grown:
-                    grown = True
-                    footer = Footer(custom='{"x":"' + "y" * 5000 + '"}')
-                    await self.put(name, b"22" + tail(b"22", footer))
-                return found
+        async def slow(self: S3Store, name: str, end: int | None = None) -> Found | None:
+            nonlocal grown
+            found = await get(self, name, end)
+            if name == "key" and not grown:
+                grown = True
+                footer = Footer(custom='{"x":"' + "y" * 5000 + '"}')
+                await self.put(name, b"22" + tail(b"22", footer))
+            return found
 
-            monkeypatch.setattr(S3Store, "get", slow)
-            [stat] = await driver.stat(["key"])
-            assert stat is not None
-            assert (stat.size, len(stat.custom or b"")) == (2, 5008)
-
-    main()
+        monkeypatch.setattr(S3Store, "get", slow)
+        [stat] = await driver.stat(["key"])
+        assert stat is not None
+        assert (stat.size, len(stat.custom or b"")) == (2, 5008)
 
 
 @server
-def test_A2_a_client_that_sends_again_what_got_no_answer_does_not_fail_against_itself(
+@in_loop
+async def test_A2_a_client_that_sends_again_what_got_no_answer_does_not_fail_against_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = S3Store._call
@@ -354,20 +328,17 @@ def test_A2_a_client_that_sends_again_what_got_no_answer_does_not_fail_against_i
             await call(self, name, **options)
         return await call(self, name, **options)
 
-    @in_loop
-    async def main() -> None:
-        async with opened(tmp_path) as storage:
-            monkeypatch.setattr(S3Store, "_call", twice)
-            assert await storage.add_item("key", 1) is True
-            assert await storage.update_item("key", lambda value: value + 1) == 2
-            await storage.set_item("key", 3)
-            assert await storage.get_item("key") == 3
-
-    main()
+    async with opened(tmp_path) as storage:
+        monkeypatch.setattr(S3Store, "_call", twice)
+        assert await storage.add_item("key", 1) is True
+        assert await storage.update_item("key", lambda value: value + 1) == 2
+        await storage.set_item("key", 3)
+        assert await storage.get_item("key") == 3
 
 
 @server
-def test_a_server_that_refuses_conditions_is_written_to_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_a_server_that_refuses_conditions_is_written_to_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call = S3Store._call
 
     async def refusing(self: S3Store, name: str, **options: Any) -> Any:
@@ -375,24 +346,21 @@ def test_a_server_that_refuses_conditions_is_written_to_without(tmp_path: Path, 
             raise ClientError({"Error": {"Code": "NotImplemented"}}, name)
         return await call(self, name, **options)
 
-    @in_loop
-    async def main() -> None:
-        monkeypatch.setattr(S3Store, "_call", refusing)
-        async with opened(tmp_path) as storage:
-            for value in (1, 2):
-                await storage.set_item("key", value)
-                assert await storage.get_item("key") == value
-            with pytest.raises(UnsupportedOperation, match="takes no conditions"):
-                await storage.add_item("new", 1)
-            await storage.set_item("key", 3)
-            assert await storage.remove_item("key") is True
-            assert await storage.get_keys() == []
-
-    main()
+    monkeypatch.setattr(S3Store, "_call", refusing)
+    async with opened(tmp_path) as storage:
+        for value in (1, 2):
+            await storage.set_item("key", value)
+            assert await storage.get_item("key") == value
+        with pytest.raises(UnsupportedOperation, match="takes no conditions"):
+            await storage.add_item("new", 1)
+        await storage.set_item("key", 3)
+        assert await storage.remove_item("key") is True
+        assert await storage.get_keys() == []
 
 
 @server
-def test_a_server_whose_etags_fit_no_condition_is_written_to_all_the_same(
+@in_loop
+async def test_a_server_whose_etags_fit_no_condition_is_written_to_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     get = S3Store.get
@@ -401,301 +369,262 @@ def test_a_server_whose_etags_fit_no_condition_is_written_to_all_the_same(
         found = await get(self, name, end)
         return found and found._replace(etag='"00000000000000000000000000000000"')
 
-    @in_loop
-    async def main() -> None:
-        monkeypatch.setattr(S3Store, "get", wrong)
-        async with asyncio.timeout(30), opened(tmp_path) as storage:
-            for value in (1, 2):
-                await storage.set_item("key", value)
-                assert await storage.get_item("key") == value
-            assert await storage.remove_item("key") is True
-            assert await storage.get_keys() == []
-
-    main()
+    monkeypatch.setattr(S3Store, "get", wrong)
+    async with asyncio.timeout(30), opened(tmp_path) as storage:
+        for value in (1, 2):
+            await storage.set_item("key", value)
+            assert await storage.get_item("key") == value
+        assert await storage.remove_item("key") is True
+        assert await storage.get_keys() == []
 
 
 @server
-def test_conditions_are_refused_where_the_server_does_not_keep_them(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        started, url = servers.start(WITHOUT_CONDITIONS="PUT DELETE")
-        async with opened(tmp_path, url) as storage:
-            await storage.set_item("key", 1)
-            with pytest.raises(UnsupportedOperation, match="takes no conditions"):
-                await storage.add_item("new", 2)
-            assert not storage.get_mount("key").capabilities.conditional  # now it is known
-            with pytest.raises(UnsupportedOperation):
-                await storage.compare_and_set("key", 1, 2)
-            assert await storage.get_item("key") == 1
-            await storage.set_item("short", 1, ttl=0.001)
-            await asyncio.sleep(0.01)
-            await storage.get_mount("key").driver.sweep()
-            assert await storage.get_keys() == ["key"]
-            assert await storage.remove_item("key") is True
-        started.stop()
-
-    main()
+@in_loop
+async def test_conditions_are_refused_where_the_server_does_not_keep_them(tmp_path: Path) -> None:
+    started, url = servers.start(WITHOUT_CONDITIONS="PUT DELETE")
+    async with opened(tmp_path, url) as storage:
+        await storage.set_item("key", 1)
+        with pytest.raises(UnsupportedOperation, match="takes no conditions"):
+            await storage.add_item("new", 2)
+        assert not storage.get_mount("key").capabilities.conditional  # now it is known
+        with pytest.raises(UnsupportedOperation):
+            await storage.compare_and_set("key", 1, 2)
+        assert await storage.get_item("key") == 1
+        await storage.set_item("short", 1, ttl=0.001)
+        await asyncio.sleep(0.01)
+        await storage.get_mount("key").driver.sweep()
+        assert await storage.get_keys() == ["key"]
+        assert await storage.remove_item("key") is True
+    started.stop()
 
 
 @server
-def test_without_conditional_deletes_what_is_removed_on_a_condition_expired_long_ago(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        started, url = servers.start(WITHOUT_CONDITIONS="DELETE")
-        fs, root = bucket(below(tmp_path, url))
-        async with opened(tmp_path, url) as storage:
-            await storage.set_items({"key": "x" * 1000, "other": 1})
-            assert await storage.set_meta("key", {"a": 1})
-            assert await storage.compare_and_set("key", "x" * 1000, None) is True
-            await storage.set_item("short", "x" * 1000, ttl=0.001)
-            assert await storage.update_item("key", lambda value: value or "y", None) == "y"
-            assert await storage.compare_and_set("key", "y", MISSING) is True
-            driver = storage.get_mount("key").driver
-            for _ in range(2):
-                assert await storage.get_keys() == ["other"]
-                assert await storage.has_item("key") is False
-                assert await storage.count() == 1
-                await driver.sweep()
-            assert fs.size(f"{root}/short") < 100  # its space, if not its name
-            assert await storage.add_item("key", 2) is True
-            assert await storage.get_keys() == ["key", "other"]
-            meta = await storage.get_meta("key")
-            assert meta is not None
-            assert meta.custom == {}
-        started.stop()
-
-    main()
+@in_loop
+async def test_without_conditional_deletes_what_is_removed_on_a_condition_expired_long_ago(tmp_path: Path) -> None:
+    started, url = servers.start(WITHOUT_CONDITIONS="DELETE")
+    fs, root = bucket(below(tmp_path, url))
+    async with opened(tmp_path, url) as storage:
+        await storage.set_items({"key": "x" * 1000, "other": 1})
+        assert await storage.set_meta("key", {"a": 1})
+        assert await storage.compare_and_set("key", "x" * 1000, None) is True
+        await storage.set_item("short", "x" * 1000, ttl=0.001)
+        assert await storage.update_item("key", lambda value: value or "y", None) == "y"
+        assert await storage.compare_and_set("key", "y", MISSING) is True
+        driver = storage.get_mount("key").driver
+        for _ in range(2):
+            assert await storage.get_keys() == ["other"]
+            assert await storage.has_item("key") is False
+            assert await storage.count() == 1
+            await driver.sweep()
+        assert fs.size(f"{root}/short") < 100  # its space, if not its name
+        assert await storage.add_item("key", 2) is True
+        assert await storage.get_keys() == ["key", "other"]
+        meta = await storage.get_meta("key")
+        assert meta is not None
+        assert meta.custom == {}
+    started.stop()
 
 
 @server
-def test_a_damaged_footer_is_corrupt_by_its_key_left_and_can_be_overwritten(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        fs, root = bucket(below(tmp_path))
-        damaged = [b"1#kvstore", b"1\n{}ffffffff#kvstore", b"1x{}00000002#kvstore", b"1\n[00000002#kvstore"]
-        async with opened(tmp_path) as storage:
-            for data in damaged:
-                fs.pipe_file(f"{root}/bad", data)
-                for call in (storage.get_item("bad"), storage.get_meta("bad"), storage.add_item("bad", 1)):
-                    with pytest.raises(CorruptValueError) as caught:
-                        await call
-                    assert (caught.value.key, caught.value.driver) == ("bad", "fsspec")
-                assert await storage.get_keys() == ["bad"]
-                assert fs.cat_file(f"{root}/bad") == data
-            await storage.set_item("bad", 1)
-            assert await storage.get_item("bad") == 1
-            await storage.set_item_raw("raw", damaged[0])
-            assert await storage.get_item_raw("raw") == damaged[0]
-
-    main()
+@in_loop
+async def test_a_damaged_footer_is_corrupt_by_its_key_left_and_can_be_overwritten(tmp_path: Path) -> None:
+    fs, root = bucket(below(tmp_path))
+    damaged = [b"1#kvstore", b"1\n{}ffffffff#kvstore", b"1x{}00000002#kvstore", b"1\n[00000002#kvstore"]
+    async with opened(tmp_path) as storage:
+        for data in damaged:
+            fs.pipe_file(f"{root}/bad", data)
+            for call in (storage.get_item("bad"), storage.get_meta("bad"), storage.add_item("bad", 1)):
+                with pytest.raises(CorruptValueError) as caught:
+                    await call
+                assert (caught.value.key, caught.value.driver) == ("bad", "fsspec")
+            assert await storage.get_keys() == ["bad"]
+            assert fs.cat_file(f"{root}/bad") == data
+        await storage.set_item("bad", 1)
+        assert await storage.get_item("bad") == 1
+        await storage.set_item_raw("raw", damaged[0])
+        assert await storage.get_item_raw("raw") == damaged[0]
 
 
 @server
-def test_L1_a_file_system_that_was_handed_in_stays_open_asynchronous_or_not(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        for asynchronous in (False, True):
-            fs, root = bucket(below(tmp_path), asynchronous=asynchronous)
-            async with create_storage("fsspec", fs=fs, path=root) as storage:
-                await storage.set_items({"key": 1, "b": 2})
-                assert await storage.add_item("key", 2) is False
-                assert await storage.get_keys() == ["b", "key"]
-            if asynchronous:
-                assert await fs._cat_file(f"{root}/key") == b"1"
-                await fs._s3.close()
-            else:
-                assert fs.cat_file(f"{root}/key") == b"1"
-        async with create_storage("fsspec", fs=DirFileSystem(root, bucket()[0]), path="inner") as storage:
-            await storage.add_item("key", 3)
-        assert bucket()[0].cat_file(f"{root}/inner/key") == b"3"
-
-    main()
+@in_loop
+async def test_L1_a_file_system_that_was_handed_in_stays_open_asynchronous_or_not(tmp_path: Path) -> None:
+    for asynchronous in (False, True):
+        fs, root = bucket(below(tmp_path), asynchronous=asynchronous)
+        async with create_storage("fsspec", fs=fs, path=root) as storage:
+            await storage.set_items({"key": 1, "b": 2})
+            assert await storage.add_item("key", 2) is False
+            assert await storage.get_keys() == ["b", "key"]
+        if asynchronous:
+            assert await fs._cat_file(f"{root}/key") == b"1"
+            await fs._s3.close()
+        else:
+            assert fs.cat_file(f"{root}/key") == b"1"
+    async with create_storage("fsspec", fs=DirFileSystem(root, bucket()[0]), path="inner") as storage:
+        await storage.add_item("key", 3)
+    assert bucket()[0].cat_file(f"{root}/inner/key") == b"3"
 
 
 # Faults
 
 
 @server
-def test_L2_a_long_listing_leaves_the_event_loop_free(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        async with opened(tmp_path, timeout=60.0) as storage:
-            await storage.set_items({f"key:{number}": number for number in range(300)})
+@in_loop
+async def test_L2_a_long_listing_leaves_the_event_loop_free(tmp_path: Path) -> None:
+    async with opened(tmp_path, timeout=60.0) as storage:
+        await storage.set_items({f"key:{number}": number for number in range(300)})
 
-            async def work() -> None:
-                assert len(await storage.get_keys()) == 300
+        async def work() -> None:
+            assert len(await storage.get_keys()) == 300
 
-            await leaves_the_loop_free(work)
-
-    main()
+        await leaves_the_loop_free(work)
 
 
 @server
-def test_a_server_that_is_not_there_is_unavailable_and_used_once_it_comes_up(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        started, url = servers.start()
+@in_loop
+async def test_a_server_that_is_not_there_is_unavailable_and_used_once_it_comes_up(tmp_path: Path) -> None:
+    started, url = servers.start()
+    started.kill()
+    secrets = {"key": "hunter-key", "secret": "hunter-secret"}
+    async with opened(tmp_path, url, storage_options=secrets) as storage:
+        async with asyncio.timeout(5):
+            with pytest.raises(BackendUnavailable, match="no connection to S3") as caught:
+                await storage.get_item("key")
+        shown = f"{caught.value}{caught.value.__cause__}{storage.get_mount('key').driver!r}"
+        assert "hunter" not in shown
+        started.start()
+        with pytest.raises(BackendUnavailable, match="there is no bucket 'bucket'"):
+            await storage.get_item("key")
+        servers.make_bucket(url)
+        await storage.set_item("key", 1)
         started.kill()
-        secrets = {"key": "hunter-key", "secret": "hunter-secret"}
-        async with opened(tmp_path, url, storage_options=secrets) as storage:
-            async with asyncio.timeout(5):
-                with pytest.raises(BackendUnavailable, match="no connection to S3") as caught:
-                    await storage.get_item("key")
-            shown = f"{caught.value}{caught.value.__cause__}{storage.get_mount('key').driver!r}"
-            assert "hunter" not in shown
-            started.start()
-            with pytest.raises(BackendUnavailable, match="there is no bucket 'bucket'"):
-                await storage.get_item("key")
-            servers.make_bucket(url)
-            await storage.set_item("key", 1)
-            started.kill()
-            for call in (storage.get_item("key"), storage.set_item("key", 2), storage.get_keys()):
-                with pytest.raises(BackendUnavailable):
-                    await call
-            started.start()
-            with pytest.raises(BackendUnavailable, match="there is no bucket 'bucket'"):
-                await storage.get_item("key")
-            servers.make_bucket(url)
-            await storage.set_item("key", 2)
-            assert await storage.get_item("key") == 2
-        started.stop()
-
-    main()
-
-
-@server
-def test_a_server_killed_amid_writes_leaves_nobody_waiting(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        started, url = servers.start()
-        outcomes: list[str] = []
-
-        async def one(storage: Storage, task: int) -> None:
-            for number in range(20):
-                try:
-                    if task % 2:
-                        await storage.set_item(f"{task}:{number}", number)
-                    else:
-                        await storage.add_item(f"{task}:{number}", number)
-                    outcomes.append("done")
-                except (BackendUnavailable, BackendTimeout) as error:
-                    assert "not known" in str(error)  # noqa: PT017
-                    outcomes.append("failed")
-
-        async def kill() -> None:
-            while len(outcomes) < 60:
-                await asyncio.sleep(0.005)
-            started.kill()
-
-        async with opened(tmp_path, url, timeout=5.0) as storage:
-            async with asyncio.timeout(60):
-                await asyncio.gather(kill(), *(one(storage, task) for task in range(16)))
-        assert len(outcomes) == 320
-        assert "failed" in outcomes
-        started.stop()
-
-    main()
-
-
-@server
-def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        started, url = servers.start()
-        async with opened(tmp_path, url, timeout=2.0) as storage:
-            await storage.set_items({f"key:{number}": 1 for number in range(10)})
-            started.pause()
-
-            async def wait() -> None:
-                async with asyncio.timeout(20):
-                    with pytest.raises(BackendTimeout, match="whether anything was written is not known") as caught:
-                        await storage.set_item("key", 2)
-                    assert (caught.value.key, caught.value.operation) == ("key", "set_item")
-
-            await leaves_the_loop_free(wait)
-            async with asyncio.timeout(20):  # all of a batch does not take all of their timeouts
-                with pytest.raises(BackendTimeout):
-                    await storage.get_items([f"key:{number}" for number in range(500)])
-                with pytest.raises(BackendUnavailable, match=r"no answer from S3 in 0\.3 seconds"):
-                    await opened(tmp_path, url, connect_timeout=0.3).get_item("key")
-            started.resume()
-            await storage.set_item("key", 3)
-            assert await storage.get_item("key") == 3
-        started.stop()
-
-    main()
-
-
-@server
-def test_a_login_that_is_refused_is_unavailable_and_never_shown(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        started, url = servers.start(INITIAL_NO_AUTH_ACTION_COUNT="1")
-        options: dict[str, Any] = {"storage_options": {"key": "hunter-key", "secret": "hunter-secret"}}
-        async with opened(tmp_path, url, **options) as storage:
-            with pytest.raises(BackendUnavailable, match="refuses the login") as caught:
-                await storage.get_item("key")
-            assert "hunter" not in f"{caught.value}{caught.value.__cause__!r}"
-        started.stop()
-
-    main()
-
-
-@server
-def test_TLS_is_checked(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        made, key = await asyncio.to_thread(certificate)
-        started, url = servers.start(tls=(made, key))
-        async with opened(tmp_path, url, storage_options={"client_kwargs": {"verify": str(made)}}) as storage:
-            await storage.set_item("key", 1)
-            assert await storage.get_item("key") == 1
-        async with opened(tmp_path, url) as storage:
-            with pytest.raises(BackendUnavailable, match=r"(?i)certificate"):
-                await storage.get_item("key")
-        started.stop()
-
-    main()
-
-
-@server
-def test_a_bucket_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        query = servers.url().partition("?")[2]
-        async with create_storage(f"s3://no-such-bucket-{token_hex(8)}/prefix?{query}&connect_timeout=20") as storage:
+        for call in (storage.get_item("key"), storage.set_item("key", 2), storage.get_keys()):
             with pytest.raises(BackendUnavailable):
-                await storage.set_item("key", 1)
+                await call
+        started.start()
+        with pytest.raises(BackendUnavailable, match="there is no bucket 'bucket'"):
+            await storage.get_item("key")
+        servers.make_bucket(url)
+        await storage.set_item("key", 2)
+        assert await storage.get_item("key") == 2
+    started.stop()
 
-    main()
+
+@server
+@in_loop
+async def test_a_server_killed_amid_writes_leaves_nobody_waiting(tmp_path: Path) -> None:
+    started, url = servers.start()
+    outcomes: list[str] = []
+
+    async def one(storage: Storage, task: int) -> None:
+        for number in range(20):
+            try:
+                if task % 2:
+                    await storage.set_item(f"{task}:{number}", number)
+                else:
+                    await storage.add_item(f"{task}:{number}", number)
+                outcomes.append("done")
+            except (BackendUnavailable, BackendTimeout) as error:
+                assert "not known" in str(error)  # noqa: PT017
+                outcomes.append("failed")
+
+    async def kill() -> None:
+        while len(outcomes) < 60:
+            await asyncio.sleep(0.005)
+        started.kill()
+
+    async with opened(tmp_path, url, timeout=5.0) as storage:
+        async with asyncio.timeout(60):
+            await asyncio.gather(kill(), *(one(storage, task) for task in range(16)))
+    assert len(outcomes) == 320
+    assert "failed" in outcomes
+    started.stop()
+
+
+@server
+@in_loop
+async def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on(tmp_path: Path) -> None:
+    started, url = servers.start()
+    async with opened(tmp_path, url, timeout=2.0) as storage:
+        await storage.set_items({f"key:{number}": 1 for number in range(10)})
+        started.pause()
+
+        async def wait() -> None:
+            async with asyncio.timeout(20):
+                with pytest.raises(BackendTimeout, match="whether anything was written is not known") as caught:
+                    await storage.set_item("key", 2)
+                assert (caught.value.key, caught.value.operation) == ("key", "set_item")
+
+        await leaves_the_loop_free(wait)
+        async with asyncio.timeout(20):  # all of a batch does not take all of their timeouts
+            with pytest.raises(BackendTimeout):
+                await storage.get_items([f"key:{number}" for number in range(500)])
+            with pytest.raises(BackendUnavailable, match=r"no answer from S3 in 0\.3 seconds"):
+                await opened(tmp_path, url, connect_timeout=0.3).get_item("key")
+        started.resume()
+        await storage.set_item("key", 3)
+        assert await storage.get_item("key") == 3
+    started.stop()
+
+
+@server
+@in_loop
+async def test_a_login_that_is_refused_is_unavailable_and_never_shown(tmp_path: Path) -> None:
+    started, url = servers.start(INITIAL_NO_AUTH_ACTION_COUNT="1")
+    options: dict[str, Any] = {"storage_options": {"key": "hunter-key", "secret": "hunter-secret"}}
+    async with opened(tmp_path, url, **options) as storage:
+        with pytest.raises(BackendUnavailable, match="refuses the login") as caught:
+            await storage.get_item("key")
+        assert "hunter" not in f"{caught.value}{caught.value.__cause__!r}"
+    started.stop()
+
+
+@server
+@in_loop
+async def test_TLS_is_checked(tmp_path: Path) -> None:
+    made, key = await asyncio.to_thread(certificate)
+    started, url = servers.start(tls=(made, key))
+    async with opened(tmp_path, url, storage_options={"client_kwargs": {"verify": str(made)}}) as storage:
+        await storage.set_item("key", 1)
+        assert await storage.get_item("key") == 1
+    async with opened(tmp_path, url) as storage:
+        with pytest.raises(BackendUnavailable, match=r"(?i)certificate"):
+            await storage.get_item("key")
+    started.stop()
+
+
+@server
+@in_loop
+async def test_a_bucket_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    query = servers.url().partition("?")[2]
+    async with create_storage(f"s3://no-such-bucket-{token_hex(8)}/prefix?{query}&connect_timeout=20") as storage:
+        with pytest.raises(BackendUnavailable):
+            await storage.set_item("key", 1)
 
 
 # Other file systems
 
 
-def test_files_are_those_of_the_file_driver_and_half_written_ones_are_removed(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        (tmp_path / ".kvstore" / "parts").mkdir(parents=True)
-        (tmp_path / ".kvstore" / "parts" / "left").write_bytes(b"half")
-        (tmp_path / "notes.txt").write_text("another program's")
-        (tmp_path / "UPPER.json").write_text("no name of ours")
-        async with create_storage("fsspec", fs=LocalFileSystem(), path=str(tmp_path)) as storage:
-            await storage.set_items({"images:img_1": 1, "A": 2, "k" * 1024: 3})
-            assert (tmp_path / "images" / "img_1.json").read_text() == "1"
-            assert (tmp_path / "%41.json").read_text() == "2"
-            assert await storage.get_keys() == ["A", "images:img_1", "k" * 1024]
-            assert await storage.touch("A", ttl=100)
-            with pytest.raises(UnsupportedOperation):
-                await storage.add_item("B", 1)
-            assert await storage.clear() == 3
-        left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and "times" not in path.parts)
-        assert left == ["UPPER.json", "notes.txt"]
-
-    main()
+@in_loop
+async def test_files_are_those_of_the_file_driver_and_half_written_ones_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".kvstore" / "parts").mkdir(parents=True)
+    (tmp_path / ".kvstore" / "parts" / "left").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("another program's")
+    (tmp_path / "UPPER.json").write_text("no name of ours")
+    async with create_storage("fsspec", fs=LocalFileSystem(), path=str(tmp_path)) as storage:
+        await storage.set_items({"images:img_1": 1, "A": 2, "k" * 1024: 3})
+        assert (tmp_path / "images" / "img_1.json").read_text() == "1"
+        assert (tmp_path / "%41.json").read_text() == "2"
+        assert await storage.get_keys() == ["A", "images:img_1", "k" * 1024]
+        assert await storage.touch("A", ttl=100)
+        with pytest.raises(UnsupportedOperation):
+            await storage.add_item("B", 1)
+        assert await storage.clear() == 3
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and "times" not in path.parts)
+    assert left == ["UPPER.json", "notes.txt"]
 
 
-def test_A3_when_one_removal_of_a_clear_fails_none_is_left_under_way(tmp_path: Path) -> None:
+@in_loop
+async def test_A3_when_one_removal_of_a_clear_fails_none_is_left_under_way(tmp_path: Path) -> None:
     over = []
 
     class Broken(LocalFileSystem):
@@ -706,65 +635,56 @@ def test_A3_when_one_removal_of_a_clear_fails_none_is_left_under_way(tmp_path: P
             super().rm_file(path)
             over.append(path)
 
-    @in_loop
-    async def main() -> None:
-        async with create_storage("fsspec", fs=Broken(skip_instance_cache=True), path=str(tmp_path)) as storage:
-            await storage.set_items({"a": 1, "b": 1})
-            with pytest.raises(BackendUnavailable):
-                await storage.clear()
-            assert over == [f"{tmp_path}/b.json"]
-
-    main()
+    async with create_storage("fsspec", fs=Broken(skip_instance_cache=True), path=str(tmp_path)) as storage:
+        await storage.set_items({"a": 1, "b": 1})
+        with pytest.raises(BackendUnavailable):
+            await storage.clear()
+        assert over == [f"{tmp_path}/b.json"]
 
 
-def test_a_file_system_with_asynchronous_methods_is_used_by_them(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        fs = AsyncFileSystemWrapper(LocalFileSystem(), asynchronous=False)
-        async with create_storage("fsspec", fs=fs, path=str(tmp_path)) as storage:
-            await storage.set_items({"a": 1, "a:b": "x" * 1000, "k" * 1024: 3})
-            await storage.set_item("short", 1, ttl=0.001)
-            await asyncio.sleep(0.01)
-            assert await storage.get_items(["a:b", "a", "none"]) == {"a:b": "x" * 1000, "a": 1, "none": None}
-            assert await storage.get_keys() == ["a", "a:b", "k" * 1024]
-            assert await storage.remove_item("a:b") is True
-            assert await storage.clear() == 2
-
-    main()
+@in_loop
+async def test_a_file_system_with_asynchronous_methods_is_used_by_them(tmp_path: Path) -> None:
+    fs = AsyncFileSystemWrapper(LocalFileSystem(), asynchronous=False)
+    async with create_storage("fsspec", fs=fs, path=str(tmp_path)) as storage:
+        await storage.set_items({"a": 1, "a:b": "x" * 1000, "k" * 1024: 3})
+        await storage.set_item("short", 1, ttl=0.001)
+        await asyncio.sleep(0.01)
+        assert await storage.get_items(["a:b", "a", "none"]) == {"a:b": "x" * 1000, "a": 1, "none": None}
+        assert await storage.get_keys() == ["a", "a:b", "k" * 1024]
+        assert await storage.remove_item("a:b") is True
+        assert await storage.clear() == 2
 
 
-def test_a_file_system_that_hangs_is_a_timeout_and_its_late_write_passes_no_later_one(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        goes_on = threading.Event()
+@in_loop
+async def test_a_file_system_that_hangs_is_a_timeout_and_its_late_write_passes_no_later_one(tmp_path: Path) -> None:
+    goes_on = threading.Event()
 
-        class Slow(MemoryFileSystem):  # type: ignore[misc]
-            cachable = False
-            store: dict[str, Any] = {}  # noqa: RUF012
+    class Slow(MemoryFileSystem):  # type: ignore[misc]
+        cachable = False
+        store: dict[str, Any] = {}  # noqa: RUF012
 
-            def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
-                if value == b'"slow"':
-                    goes_on.wait(20)
-                super().pipe_file(path, value, **options)
+        def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
+            if value == b'"slow"':
+                goes_on.wait(20)
+            super().pipe_file(path, value, **options)
 
-        async with create_storage("fsspec", fs=Slow(), path="root", timeout=0.3) as storage:
+    async with create_storage("fsspec", fs=Slow(), path="root", timeout=0.3) as storage:
 
-            async def wait() -> None:
-                with pytest.raises(BackendTimeout):
-                    await storage.set_item("key", "slow")
+        async def wait() -> None:
+            with pytest.raises(BackendTimeout):
+                await storage.set_item("key", "slow")
 
-            await leaves_the_loop_free(wait)
-            with pytest.raises(BackendTimeout, match="still under way"):
-                await storage.set_item("key", "new")
-            goes_on.set()
+        await leaves_the_loop_free(wait)
+        with pytest.raises(BackendTimeout, match="still under way"):
             await storage.set_item("key", "new")
-            await asyncio.sleep(0.05)
-            assert await storage.get_item("key") == "new"
+        goes_on.set()
+        await storage.set_item("key", "new")
+        await asyncio.sleep(0.05)
+        assert await storage.get_item("key") == "new"
 
-    main()
 
-
-def test_errors_of_a_file_system_say_what_they_are_and_no_secret(tmp_path: Path) -> None:
+@in_loop
+async def test_errors_of_a_file_system_say_what_they_are_and_no_secret(tmp_path: Path) -> None:
     class Failing(MemoryFileSystem):  # type: ignore[misc]
         cachable = False
         protocol = "failing"
@@ -775,23 +695,19 @@ def test_errors_of_a_file_system_say_what_they_are_and_no_secret(tmp_path: Path)
 
         cat_file = find = info
 
-    @in_loop
-    async def main() -> None:
-        fs = Failing()
-        fs.error = FileNotFoundError()
-        async with create_storage("fsspec", fs=fs, path="root") as storage:
-            assert await storage.get_item("key") is None
-            for error, kind in (
-                (PermissionError("denied"), BackendUnavailable),
-                (ConnectionResetError("reset"), BackendUnavailable),
-                (TimeoutError("late"), BackendTimeout),
-            ):
-                fs.error = error
-                with pytest.raises(kind) as caught:
-                    await storage.get_item("key")
-                assert str(error) in str(caught.value)
-
-    main()
+    fs = Failing()
+    fs.error = FileNotFoundError()
+    async with create_storage("fsspec", fs=fs, path="root") as storage:
+        assert await storage.get_item("key") is None
+        for error, kind in (
+            (PermissionError("denied"), BackendUnavailable),
+            (ConnectionResetError("reset"), BackendUnavailable),
+            (TimeoutError("late"), BackendTimeout),
+        ):
+            fs.error = error
+            with pytest.raises(kind) as caught:
+                await storage.get_item("key")
+            assert str(error) in str(caught.value)
 
 
 # Options
@@ -834,24 +750,21 @@ def test_a_url_names_the_driver_and_its_options() -> None:
         create_storage("s3://bucket?timeout=soon")
 
 
-def test_what_is_missing_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    @in_loop
-    async def main() -> None:
-        for url, module, install in (
-            ("s3://bucket", "s3fs", r'pip install "kvstore\[s3\]"'),
-            ("sftp://host/x", "paramiko", "paramiko"),
-            ("gs://bucket", "gcsfs", "gcsfs"),
-            ("s3://bucket", "fsspec", r'pip install "kvstore\[s3\]"'),
-        ):
-            monkeypatch.setitem(sys.modules, module, None)
-            monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
-            for name in [name for name in sys.modules if name.startswith("fsspec.implementations.sftp")]:
-                monkeypatch.delitem(sys.modules, name)
-            async with create_storage(url) as storage:
-                with pytest.raises(MissingDependencyError, match=install):
-                    await storage.get_item("key")
-        async with create_storage("fsspec", url="nothing://x") as storage:
-            with pytest.raises((ConfigError, MissingDependencyError)):
+@in_loop
+async def test_what_is_missing_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url, module, install in (
+        ("s3://bucket", "s3fs", r'pip install "kvstore\[s3\]"'),
+        ("sftp://host/x", "paramiko", "paramiko"),
+        ("gs://bucket", "gcsfs", "gcsfs"),
+        ("s3://bucket", "fsspec", r'pip install "kvstore\[s3\]"'),
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
+        for name in [name for name in sys.modules if name.startswith("fsspec.implementations.sftp")]:
+            monkeypatch.delitem(sys.modules, name)
+        async with create_storage(url) as storage:
+            with pytest.raises(MissingDependencyError, match=install):
                 await storage.get_item("key")
-
-    main()
+    async with create_storage("fsspec", url="nothing://x") as storage:
+        with pytest.raises((ConfigError, MissingDependencyError)):
+            await storage.get_item("key")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from running import in_loop
 
 from kvstore import InvalidKeyError, create_storage, escape_segment, join_key, normalize_key, unescape_segment
 from kvstore.drivers.memory import MemoryDriver
@@ -114,44 +113,40 @@ class _Untouched(MemoryDriver):
 
 
 @pytest.mark.parametrize("key", ["", "a:..", "\0", "\ud800", "x" * 1025, "$meta:a", 1, None], ids=repr)
-def test_a_key_that_is_none_is_refused_before_a_backend_is_touched(key: str) -> None:
-    async def calls() -> None:
-        storage = create_storage(_Untouched())
-        for operation, call in {
-            "get_item": storage.get_item(key),
-            "get_item_raw": storage.get_item_raw(key),
-            "set_item": storage.set_item(key, 1),
-            "set_item_raw": storage.set_item_raw(key, b""),
-            "has_item": storage.has_item(key),
-            "remove_item": storage.remove_item(key),
-            "get_items": storage.get_items(["a", key]),
-            "set_items": storage.set_items({"a": 1, key: 1}),
-            "remove_items": storage.remove_items(["a", key]),
-            "add_item": storage.add_item(key, 1),
-            "compare_and_set": storage.compare_and_set(key, 1, 2),
-            "update_item": storage.update_item(key, lambda value: value),
-            "commit": storage.commit({key: 1}),
-            "touch": storage.touch(key),
-            "get_meta": storage.get_meta(key),
-            "set_meta": storage.set_meta(key, {}),
-            "remove_meta": storage.remove_meta(key),
-        }.items():
-            with pytest.raises(InvalidKeyError) as caught:
-                await call
-            assert (caught.value.operation, caught.value.key) == (operation, key)
-
-    asyncio.run(calls())
+@in_loop
+async def test_a_key_that_is_none_is_refused_before_a_backend_is_touched(key: str) -> None:
+    storage = create_storage(_Untouched())
+    for operation, call in {
+        "get_item": storage.get_item(key),
+        "get_item_raw": storage.get_item_raw(key),
+        "set_item": storage.set_item(key, 1),
+        "set_item_raw": storage.set_item_raw(key, b""),
+        "has_item": storage.has_item(key),
+        "remove_item": storage.remove_item(key),
+        "get_items": storage.get_items(["a", key]),
+        "set_items": storage.set_items({"a": 1, key: 1}),
+        "remove_items": storage.remove_items(["a", key]),
+        "add_item": storage.add_item(key, 1),
+        "compare_and_set": storage.compare_and_set(key, 1, 2),
+        "update_item": storage.update_item(key, lambda value: value),
+        "commit": storage.commit({key: 1}),
+        "touch": storage.touch(key),
+        "get_meta": storage.get_meta(key),
+        "set_meta": storage.set_meta(key, {}),
+        "remove_meta": storage.remove_meta(key),
+    }.items():
+        with pytest.raises(InvalidKeyError) as caught:
+            await call
+        assert (caught.value.operation, caught.value.key) == (operation, key)
 
 
 @pytest.mark.parametrize("several", ["abc", b"abc"])
-def test_one_key_in_place_of_several_is_refused(several: str) -> None:
-    async def calls() -> None:
-        storage = create_storage()
-        for call in (storage.get_items(several), storage.remove_items(several), storage.commit({}, removes=several)):
-            with pytest.raises(InvalidKeyError):
-                await call
-
-    asyncio.run(calls())
+@in_loop
+async def test_one_key_in_place_of_several_is_refused(several: str) -> None:
+    storage = create_storage()
+    for call in (storage.get_items(several), storage.remove_items(several), storage.commit({}, removes=several)):
+        with pytest.raises(InvalidKeyError):
+            await call
 
 
 @given(texts)

@@ -7,6 +7,7 @@ import gc
 import warnings
 
 import pytest
+from running import in_loop
 
 from kvstore.lifetime import Lifetime
 
@@ -64,15 +65,13 @@ def test_what_belongs_to_an_event_loop_that_ended_without_a_word_is_left(again: 
     assert (len(thing.loops), len(other.loops)) == (0, int(again))
 
 
-def test_what_can_not_be_closed_raises_nothing() -> None:
+@in_loop
+async def test_what_can_not_be_closed_raises_nothing() -> None:
     async def fail() -> None:
         raise OSError("broken")
 
     lifetime = Lifetime()
 
-    async def use() -> None:
-        await lifetime.begin(fail)
-        await lifetime.aclose()
-        await lifetime.begin(fail)
-
-    asyncio.run(use())
+    await lifetime.begin(fail)
+    await lifetime.aclose()
+    await lifetime.begin(fail)

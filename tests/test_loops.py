@@ -242,30 +242,29 @@ def test_closing_waits_for_callers_that_are_still_connecting_in_a_further_event_
 
 
 @pytest.mark.parametrize("driver", ["memory", "fs", "sqlite"])
-def test_a_listing_raises_once_the_storage_is_closed(driver: str, tmp_path: Path) -> None:
+@in_loop
+async def test_a_listing_raises_once_the_storage_is_closed(driver: str, tmp_path: Path) -> None:
     """L1, E1: it neither ends as if it were done, nor opens the driver again."""
 
-    async def listing() -> None:
-        storage = create_storage(driver, **({} if driver == "memory" else {"path": str(tmp_path / "store")}))
-        await storage.set_items({f"k:{number:04}": number for number in range(1500)})
-        keys, items = storage.iter_keys(), storage.iter_items("k")
-        assert await anext(keys) == "k:0000"
-        assert await anext(items) == ("k:0000", 0)
-        threads = threading.active_count()
-        await storage.aclose()
+    storage = create_storage(driver, **({} if driver == "memory" else {"path": str(tmp_path / "store")}))
+    await storage.set_items({f"k:{number:04}": number for number in range(1500)})
+    keys, items = storage.iter_keys(), storage.iter_items("k")
+    assert await anext(keys) == "k:0000"
+    assert await anext(items) == ("k:0000", 0)
+    threads = threading.active_count()
+    await storage.aclose()
 
-        for rest in (keys, items):
-            with pytest.raises(ClosedError):
-                async for _ in rest:
-                    pass
-        assert threading.active_count() <= threads
-
-    asyncio.run(listing())
+    for rest in (keys, items):
+        with pytest.raises(ClosedError):
+            async for _ in rest:
+                pass
+    assert threading.active_count() <= threads
 
 
 @pytest.mark.parametrize("inline", [True, False])
 @pytest.mark.parametrize("work", ["get_keys", "count", "copy", "snapshot"])
-def test_work_in_several_steps_raises_when_the_storage_is_closed_in_between(work: str, inline: bool) -> None:
+@in_loop
+async def test_work_in_several_steps_raises_when_the_storage_is_closed_in_between(work: str, inline: bool) -> None:
     """L1."""
 
     class Closed(Connecting):
@@ -283,19 +282,16 @@ def test_work_in_several_steps_raises_when_the_storage_is_closed_in_between(work
 
     storage = create_storage(driver := Closed()).mount("m", "memory")
 
-    async def begin() -> None:
-        await storage.set_items({f"k{number}": number for number in range(2500)})
-        async with storage.watch():
-            calls = {"copy": lambda: copy(storage, create_storage()), "snapshot": lambda: snapshot(storage)}
-            call = calls.get(work) or getattr(storage, work)
-            with pytest.raises(ClosedError):
-                await call()
-        assert driver.closing is not None
-        await driver.closing
-        assert driver.closed == 1
-        assert len(driver._entries) == 2500
-
-    asyncio.run(begin())
+    await storage.set_items({f"k{number}": number for number in range(2500)})
+    async with storage.watch():
+        calls = {"copy": lambda: copy(storage, create_storage()), "snapshot": lambda: snapshot(storage)}
+        call = calls.get(work) or getattr(storage, work)
+        with pytest.raises(ClosedError):
+            await call()
+    assert driver.closing is not None
+    await driver.closing
+    assert driver.closed == 1
+    assert len(driver._entries) == 2500
 
 
 @in_loop

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 import pytest
+from running import in_loop
 
 from kvstore import Storage, create_storage
 from kvstore.driver import Capabilities, Expect, Stat
@@ -101,18 +102,16 @@ def some_call(storage: Storage, model: dict[str, int], chance: random.Random) ->
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_A3_gathered_calls_take_effect_in_their_order(seed: int) -> None:
+@in_loop
+async def test_A3_gathered_calls_take_effect_in_their_order(seed: int) -> None:
     chance = random.Random(seed)
 
-    async def gather_again_and_again() -> None:
-        model: dict[str, int] = {}
-        async with create_storage(LateDriver(chance)) as storage:
-            for _ in range(10):
-                calls, expected = zip(*(some_call(storage, model, chance) for _ in range(40)), strict=True)
-                assert await asyncio.gather(*calls) == list(expected)
-                assert await storage.get_items(model) == model
-
-    asyncio.run(gather_again_and_again())
+    model: dict[str, int] = {}
+    async with create_storage(LateDriver(chance)) as storage:
+        for _ in range(10):
+            calls, expected = zip(*(some_call(storage, model, chance) for _ in range(40)), strict=True)
+            assert await asyncio.gather(*calls) == list(expected)
+            assert await storage.get_items(model) == model
 
 
 async def _cancelled_in_the_middle(storage: Storage, chance: random.Random) -> None:
@@ -125,14 +124,12 @@ async def _cancelled_in_the_middle(storage: Storage, chance: random.Random) -> N
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_A3_a_cancelled_call_is_its_callers_own(seed: int) -> None:
+@in_loop
+async def test_A3_a_cancelled_call_is_its_callers_own(seed: int) -> None:
     """The others are answered, and the last that was made is what stands."""
     chance = random.Random(seed)
 
-    async def cancel_some() -> None:
-        async with create_storage(LateDriver(chance)) as storage:
-            for _ in range(10):
-                await _cancelled_in_the_middle(storage, chance)
-                assert await storage.get_item("key") == 19
-
-    asyncio.run(cancel_some())
+    async with create_storage(LateDriver(chance)) as storage:
+        for _ in range(10):
+            await _cancelled_in_the_middle(storage, chance)
+            assert await storage.get_item("key") == 19

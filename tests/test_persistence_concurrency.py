@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from persistence_helpers import KINDS, Store, Wrapped, assert_clean, ids, message, run, session
+from running import in_loop
 
 from kvstore import BackendError, BackendUnavailable, ClosedError, Expect, Write
 from persistence import ConflictError, Persistence
@@ -36,45 +37,39 @@ def assert_in_order(found: Sequence[str], writers: Sequence[str], count: int) ->
         assert its == [f"{writer}-{number}" for number in range(count)]
 
 
-def test_P4_64_tasks_on_one_session(store: Store) -> None:
-    async def main() -> None:
-        async with store.open() as persistence:
-            positions: dict[str, int] = {}
-            await asyncio.gather(*(write(persistence, f"t{task}", 3, positions) for task in range(64)))
+@in_loop
+async def test_P4_64_tasks_on_one_session(store: Store) -> None:
+    async with store.open() as persistence:
+        positions: dict[str, int] = {}
+        await asyncio.gather(*(write(persistence, f"t{task}", 3, positions) for task in range(64)))
+        found = ids(await persistence.sessions.get_messages("s1"))
+        assert_in_order(found, [f"t{task}" for task in range(64)], 3)
+        assert {name: place for place, name in enumerate(found)} == positions
+
+
+@in_loop
+async def test_P4_calls_of_one_task_that_it_does_not_wait_for_keep_their_order(store: Store) -> None:
+    async with store.open() as persistence:
+        add = persistence.sessions.add_messages
+        calls = [add("s1", [message(f"{n}a"), message(f"{n}b")], expected_count=10 if n == 5 else None) for n in range(40)]
+        assert await asyncio.gather(*calls) == list(range(0, 80, 2))
+        found = ids(await persistence.sessions.get_messages("s1"))
+        assert found == [f"{n}{part}" for n in range(40) for part in "ab"]
+
+
+@in_loop
+async def test_P4_three_instances_with_many_tasks_each_on_one_session(store: Store) -> None:
+    async with store.open() as one, store.open() as two, store.open() as three:
+        instances = {"a": one, "b": two, "c": three}
+        positions: dict[str, int] = {}
+        writers = [f"{name}{task}" for name in instances for task in range(6)]
+        await asyncio.gather(*(write(instances[writer[0]], writer, 8, positions) for writer in writers))
+        for persistence in instances.values():
             found = ids(await persistence.sessions.get_messages("s1"))
-            assert_in_order(found, [f"t{task}" for task in range(64)], 3)
+            assert_in_order(found, writers, 8)
             assert {name: place for place, name in enumerate(found)} == positions
-
-    run(main())
-
-
-def test_P4_calls_of_one_task_that_it_does_not_wait_for_keep_their_order(store: Store) -> None:
-    async def main() -> None:
-        async with store.open() as persistence:
-            add = persistence.sessions.add_messages
-            calls = [add("s1", [message(f"{n}a"), message(f"{n}b")], expected_count=10 if n == 5 else None) for n in range(40)]
-            assert await asyncio.gather(*calls) == list(range(0, 80, 2))
-            found = ids(await persistence.sessions.get_messages("s1"))
-            assert found == [f"{n}{part}" for n in range(40) for part in "ab"]
-
-    run(main())
-
-
-def test_P4_three_instances_with_many_tasks_each_on_one_session(store: Store) -> None:
-    async def main() -> None:
-        async with store.open() as one, store.open() as two, store.open() as three:
-            instances = {"a": one, "b": two, "c": three}
-            positions: dict[str, int] = {}
-            writers = [f"{name}{task}" for name in instances for task in range(6)]
-            await asyncio.gather(*(write(instances[writer[0]], writer, 8, positions) for writer in writers))
-            for persistence in instances.values():
-                found = ids(await persistence.sessions.get_messages("s1"))
-                assert_in_order(found, writers, 8)
-                assert {name: place for place, name in enumerate(found)} == positions
-                assert await persistence.sessions.count_messages("s1") == len(found)
-        await assert_clean(store)
-
-    run(main())
+            assert await persistence.sessions.count_messages("s1") == len(found)
+    await assert_clean(store)
 
 
 def test_P4_truncating_and_clearing_under_writers_takes_nothing_but_what_it_says(store: Store) -> None:
@@ -133,52 +128,48 @@ async def cut_under_writers(open: Callable[[], Persistence], dice: random.Random
             assert await instance.sessions.count_messages("s1") == len(found)
 
 
-def test_forks_and_repairs_at_once_leave_whole_logs(store: Store) -> None:
-    async def main() -> None:
-        async with store.open() as one, store.open() as two:
-            await one.sessions.save(session("s1"))
-            await one.sessions.write_messages("s1", [message(f"m{number}") for number in range(30)])
+@in_loop
+async def test_forks_and_repairs_at_once_leave_whole_logs(store: Store) -> None:
+    async with store.open() as one, store.open() as two:
+        await one.sessions.save(session("s1"))
+        await one.sessions.write_messages("s1", [message(f"m{number}") for number in range(30)])
 
-            async def forks(persistence: Persistence, name: str) -> None:
-                for number in range(3):
-                    await persistence.sessions.fork("s1", f"{name}{number}", through="m19")
-                    found = ids(await persistence.sessions.get_messages(f"{name}{number}"))
-                    assert found == [f"m{number}" for number in range(20)]
+        async def forks(persistence: Persistence, name: str) -> None:
+            for number in range(3):
+                await persistence.sessions.fork("s1", f"{name}{number}", through="m19")
+                found = ids(await persistence.sessions.get_messages(f"{name}{number}"))
+                assert found == [f"m{number}" for number in range(20)]
 
-            async def repairs() -> None:
-                while not all(task.done() for task in forking):
-                    await two.repair()
-                    await asyncio.sleep(0)
+        async def repairs() -> None:
+            while not all(task.done() for task in forking):
+                await two.repair()
+                await asyncio.sleep(0)
 
-            forking = [asyncio.create_task(forks(p, name)) for p, name in ((one, "a"), (two, "b"), (one, "c"))]
-            await asyncio.gather(*forking, repairs())
-            twice = [one.sessions.fork("s1", "d"), two.sessions.fork("s1", "d"), two.sessions.fork("s1", "d")]
-            outcomes = await asyncio.gather(*twice, return_exceptions=True)
-            assert sum(isinstance(outcome, ConflictError) for outcome in outcomes) == 2, outcomes
-            assert await one.sessions.count_messages("d") == 30
-        await assert_clean(store)
-
-    run(main())
+        forking = [asyncio.create_task(forks(p, name)) for p, name in ((one, "a"), (two, "b"), (one, "c"))]
+        await asyncio.gather(*forking, repairs())
+        twice = [one.sessions.fork("s1", "d"), two.sessions.fork("s1", "d"), two.sessions.fork("s1", "d")]
+        outcomes = await asyncio.gather(*twice, return_exceptions=True)
+        assert sum(isinstance(outcome, ConflictError) for outcome in outcomes) == 2, outcomes
+        assert await one.sessions.count_messages("d") == 30
+    await assert_clean(store)
 
 
-def test_a_cancelled_append_harms_no_other(store: Store) -> None:
-    async def main() -> None:
-        async with store.open() as persistence:
-            calls = [asyncio.create_task(persistence.sessions.add_message("s1", message(f"m{number}"))) for number in range(30)]
-            await asyncio.sleep(0)
-            for call in calls[::3]:
-                call.cancel()
-            outcomes = await asyncio.gather(*calls, return_exceptions=True)
-            found = ids(await persistence.sessions.get_messages("s1"))
-            assert len(found) == len(set(found))
-            for number, outcome in enumerate(outcomes):
-                if isinstance(outcome, int):
-                    assert found[outcome] == f"m{number}"
-                else:
-                    assert isinstance(outcome, asyncio.CancelledError)
-            assert await persistence.sessions.add_message("s1", message("next")) == len(found)
-
-    run(main())
+@in_loop
+async def test_a_cancelled_append_harms_no_other(store: Store) -> None:
+    async with store.open() as persistence:
+        calls = [asyncio.create_task(persistence.sessions.add_message("s1", message(f"m{number}"))) for number in range(30)]
+        await asyncio.sleep(0)
+        for call in calls[::3]:
+            call.cancel()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        found = ids(await persistence.sessions.get_messages("s1"))
+        assert len(found) == len(set(found))
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, int):
+                assert found[outcome] == f"m{number}"
+            else:
+                assert isinstance(outcome, asyncio.CancelledError)
+        assert await persistence.sessions.add_message("s1", message("next")) == len(found)
 
 
 class Picky(Wrapped):
@@ -195,49 +186,43 @@ class Picky(Wrapped):
         return await super().write(writes, expect)
 
 
-def test_a_message_that_the_backend_refuses_fails_alone(tmp_path: Path) -> None:
-    async def main() -> None:
-        driver = Picky(Store("memory", tmp_path).driver())
-        async with Store("memory", tmp_path).open(lambda _: driver) as persistence:
-            add = persistence.sessions.add_message
-            given = [message(f"m{number}", content="too large" if number in (0, 5) else "") for number in range(9)]
-            outcomes = await asyncio.gather(*(add("s1", one) for one in given), return_exceptions=True)
-            assert [type(outcome) for outcome in outcomes] == [BackendError, *[int] * 4, BackendError, *[int] * 3]
-            assert ids(await persistence.sessions.get_messages("s1")) == ["m1", "m2", "m3", "m4", "m6", "m7", "m8"]
-            driver.away = True
-            outcomes = await asyncio.gather(*(add("s1", message(f"x{n}")) for n in range(5)), return_exceptions=True)
-            assert all(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
-            driver.away = False
-            assert await add("s1", message("back")) == 7
-
-    run(main())
+@in_loop
+async def test_a_message_that_the_backend_refuses_fails_alone(tmp_path: Path) -> None:
+    driver = Picky(Store("memory", tmp_path).driver())
+    async with Store("memory", tmp_path).open(lambda _: driver) as persistence:
+        add = persistence.sessions.add_message
+        given = [message(f"m{number}", content="too large" if number in (0, 5) else "") for number in range(9)]
+        outcomes = await asyncio.gather(*(add("s1", one) for one in given), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [BackendError, *[int] * 4, BackendError, *[int] * 3]
+        assert ids(await persistence.sessions.get_messages("s1")) == ["m1", "m2", "m3", "m4", "m6", "m7", "m8"]
+        driver.away = True
+        outcomes = await asyncio.gather(*(add("s1", message(f"x{n}")) for n in range(5)), return_exceptions=True)
+        assert all(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
+        driver.away = False
+        assert await add("s1", message("back")) == 7
 
 
-def test_appends_that_wait_when_it_is_closed_are_told(tmp_path: Path) -> None:
-    async def main() -> None:
-        persistence = Store("memory", tmp_path).open(Picky)
-        calls = [asyncio.create_task(persistence.sessions.add_message("s1", message(f"m{n}"))) for n in range(5)]
-        await asyncio.sleep(0)
-        await persistence.aclose()
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert outcomes[0] == 0 or isinstance(outcomes[0], ClosedError)
-        assert all(isinstance(outcome, ClosedError) for outcome in outcomes[1:])
-
-    run(main())
+@in_loop
+async def test_appends_that_wait_when_it_is_closed_are_told(tmp_path: Path) -> None:
+    persistence = Store("memory", tmp_path).open(Picky)
+    calls = [asyncio.create_task(persistence.sessions.add_message("s1", message(f"m{n}"))) for n in range(5)]
+    await asyncio.sleep(0)
+    await persistence.aclose()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert outcomes[0] == 0 or isinstance(outcomes[0], ClosedError)
+    assert all(isinstance(outcome, ClosedError) for outcome in outcomes[1:])
 
 
-def test_memory_does_not_grow_with_the_sessions_that_were_used(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with Store("memory", tmp_path).open() as persistence:
-            for number in range(1500):
-                await persistence.sessions.add_message(f"s{number}", message("m"))
-            log = persistence.sessions._log
-            assert not log.appender._waiting
-            assert not log.appender._tasks
-            assert len(log.reader._tails) <= 1024
-            assert await persistence.sessions.add_message("s0", message("m")) == 1
-
-    run(main())
+@in_loop
+async def test_memory_does_not_grow_with_the_sessions_that_were_used(tmp_path: Path) -> None:
+    async with Store("memory", tmp_path).open() as persistence:
+        for number in range(1500):
+            await persistence.sessions.add_message(f"s{number}", message("m"))
+        log = persistence.sessions._log
+        assert not log.appender._waiting
+        assert not log.appender._tasks
+        assert len(log.reader._tails) <= 1024
+        assert await persistence.sessions.add_message("s0", message("m")) == 1
 
 
 def test_an_instance_is_used_from_several_event_loops_in_turn(store: Store) -> None:

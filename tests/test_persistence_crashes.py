@@ -21,6 +21,7 @@ from persistence_helpers import (
     run,
     session,
 )
+from running import in_loop
 
 from kvstore import BackendUnavailable, Driver, Expect, Write
 from persistence import ConflictError, Container, Persistence, RecordNotFoundError
@@ -236,31 +237,29 @@ After = Callable[[Persistence, bool], Coroutine[Any, Any, None]]
 
 @pytest.mark.parametrize("then", AFTER_A_FORK)
 @pytest.mark.parametrize("stores", ["steps", "fs", "sqlite"], indirect=True)
-def test_P4_what_is_done_after_a_fork_that_crashed_holds_and_a_repair_leaves_it(
+@in_loop
+async def test_P4_what_is_done_after_a_fork_that_crashed_holds_and_a_repair_leaves_it(
     stores: Callable[[], Store], then: After
 ) -> None:
-    async def main() -> None:
-        for steps in itertools.count():
-            store = stores()
-            async with store.open() as before:
-                await prepare_fork(before)
-            done = True
-            async with store.open(lambda driver, steps=steps: Crashing(driver, steps)) as during:  # type: ignore[misc]
-                try:
-                    await fork(during)
-                except BackendUnavailable:
-                    done = False
-            async with store.open() as after:
-                existed = await fork_is_whole_or_not_there(after)
-                await then(after, existed)
-                seen = await log(after, "s2"), await after.sessions.get("s2"), await names_of_sessions(after, "i2")
-                await after.repair()
-                assert seen == (await log(after, "s2"), await after.sessions.get("s2"), await names_of_sessions(after, "i2"))
-            await assert_clean(store)
-            if done:
-                return
-
-    run(main())
+    for steps in itertools.count():
+        store = stores()
+        async with store.open() as before:
+            await prepare_fork(before)
+        done = True
+        async with store.open(lambda driver, steps=steps: Crashing(driver, steps)) as during:  # type: ignore[misc]
+            try:
+                await fork(during)
+            except BackendUnavailable:
+                done = False
+        async with store.open() as after:
+            existed = await fork_is_whole_or_not_there(after)
+            await then(after, existed)
+            seen = await log(after, "s2"), await after.sessions.get("s2"), await names_of_sessions(after, "i2")
+            await after.repair()
+            assert seen == (await log(after, "s2"), await after.sessions.get("s2"), await names_of_sessions(after, "i2"))
+        await assert_clean(store)
+        if done:
+            return
 
 
 class Meanwhile(Wrapped):
@@ -285,42 +284,40 @@ async def repair(persistence: Persistence, existed: bool) -> None:
 
 @pytest.mark.parametrize("then", [*AFTER_A_FORK, repair])
 @pytest.mark.parametrize("stores", ["steps", "fs", "sqlite"], indirect=True)
-def test_P4_what_comes_between_two_steps_of_a_fork_holds(stores: Callable[[], Store], then: After) -> None:
-    async def main() -> None:
-        for steps in itertools.count():
-            store = stores()
-            async with store.open() as other:
-                await prepare_fork(other)
-                seen: list[Any] = []
+@in_loop
+async def test_P4_what_comes_between_two_steps_of_a_fork_holds(stores: Callable[[], Store], then: After) -> None:
+    for steps in itertools.count():
+        store = stores()
+        async with store.open() as other:
+            await prepare_fork(other)
+            seen: list[Any] = []
 
-                async def happen(other: Persistence = other, seen: list[Any] = seen) -> None:
-                    existed = await fork_is_whole_or_not_there(other)
-                    await then(other, existed)
-                    seen += [existed, await log(other, "s2"), await other.sessions.get("s2")]
+            async def happen(other: Persistence = other, seen: list[Any] = seen) -> None:
+                existed = await fork_is_whole_or_not_there(other)
+                await then(other, existed)
+                seen += [existed, await log(other, "s2"), await other.sessions.get("s2")]
 
-                async with store.open(lambda driver, n=steps, happen=happen: Meanwhile(driver, n, happen)) as forking:  # type: ignore[misc]
-                    try:
-                        await fork(forking)
-                        forked = True
-                    except ConflictError:
-                        forked = False
-                if not seen:
-                    assert await fork_is_whole_or_not_there(other)
-                    return
-                existed, messages, record = seen
-                if existed:
-                    assert forked, "who has been seen is not taken back"
-                if existed or not forked:
-                    assert await log(other, "s2") == messages
-                    assert await other.sessions.get("s2") == record
-                else:
-                    assert await fork_is_whole_or_not_there(other)
-                    assert messages == []
-                    assert record is None
-                await other.repair()
-            await assert_clean(store)
-
-    run(main())
+            async with store.open(lambda driver, n=steps, happen=happen: Meanwhile(driver, n, happen)) as forking:  # type: ignore[misc]
+                try:
+                    await fork(forking)
+                    forked = True
+                except ConflictError:
+                    forked = False
+            if not seen:
+                assert await fork_is_whole_or_not_there(other)
+                return
+            existed, messages, record = seen
+            if existed:
+                assert forked, "who has been seen is not taken back"
+            if existed or not forked:
+                assert await log(other, "s2") == messages
+                assert await other.sessions.get("s2") == record
+            else:
+                assert await fork_is_whole_or_not_there(other)
+                assert messages == []
+                assert record is None
+            await other.repair()
+        await assert_clean(store)
 
 
 def test_P4_a_crash_while_a_whole_log_is_written(stores: Callable[[], Store]) -> None:
@@ -339,14 +336,12 @@ def test_P4_a_crash_while_a_whole_log_is_written(stores: Callable[[], Store]) ->
     assert run(crashes(stores, prepare, act, check)) >= 3
 
 
-def test_a_log_whose_writing_crashed_can_be_written_again_without_a_repair(tmp_path: Path) -> None:
-    async def main() -> None:
-        store = Store("memory", tmp_path)
-        async with store.open(lambda driver: Crashing(driver, 2)) as persistence:
-            with pytest.raises(BackendUnavailable):
-                await persistence.sessions.write_messages("s1", [message("m")])
-        async with store.open() as persistence:
+@in_loop
+async def test_a_log_whose_writing_crashed_can_be_written_again_without_a_repair(tmp_path: Path) -> None:
+    store = Store("memory", tmp_path)
+    async with store.open(lambda driver: Crashing(driver, 2)) as persistence:
+        with pytest.raises(BackendUnavailable):
             await persistence.sessions.write_messages("s1", [message("m")])
-            assert await log(persistence) == ["m"]
-
-    run(main())
+    async with store.open() as persistence:
+        await persistence.sessions.write_messages("s1", [message("m")])
+        assert await log(persistence) == ["m"]

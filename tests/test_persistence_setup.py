@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 import pytest
-from persistence_helpers import Steps, Store, Wrapped, assert_clean, ids, image, message, place_on_a_server, run, session
+from persistence_helpers import Steps, Store, Wrapped, assert_clean, ids, image, message, place_on_a_server, session
+from running import in_loop
 
 from kvstore import Capabilities, ClosedError, ConfigError, Driver, UnsupportedOperation, create_storage, prefix_storage
 from kvstore.drivers.memory import MemoryDriver
@@ -38,54 +39,48 @@ async def use(persistence: Persistence) -> None:
     assert (report.added_entries, report.removed_entries, report.mended_heads, report.removed_messages) == (0, 0, 0, 0)
 
 
-def test_P1_it_is_made_of_a_name_a_url_a_driver_or_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        monkeypatch.chdir(tmp_path)
-        for made in (
-            create_persistence("memory"),
-            create_persistence("memory:"),
-            create_persistence(MemoryDriver()),
-            create_persistence(create_storage()),
-            create_persistence("sqlite", path=str(tmp_path / "named.db")),
-            create_persistence(f"sqlite:///{tmp_path}/url.db", synchronous="normal"),
-            create_persistence(),
-        ):
-            async with made as persistence:
-                await use(persistence)
-        assert {"named.db", "url.db", "agentx.db"} <= set(os.listdir(tmp_path))
-
-    run(main())
+@in_loop
+async def test_P1_it_is_made_of_a_name_a_url_a_driver_or_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for made in (
+        create_persistence("memory"),
+        create_persistence("memory:"),
+        create_persistence(MemoryDriver()),
+        create_persistence(create_storage()),
+        create_persistence("sqlite", path=str(tmp_path / "named.db")),
+        create_persistence(f"sqlite:///{tmp_path}/url.db", synchronous="normal"),
+        create_persistence(),
+    ):
+        async with made as persistence:
+            await use(persistence)
+    assert {"named.db", "url.db", "agentx.db"} <= set(os.listdir(tmp_path))
 
 
-def test_P1_each_driver_has_a_module_with_a_function_that_makes_it(tmp_path: Path) -> None:
+@in_loop
+async def test_P1_each_driver_has_a_module_with_a_function_that_makes_it(tmp_path: Path) -> None:
     from persistence.drivers.fs import fs_driver
     from persistence.drivers.memory import memory_driver
     from persistence.drivers.sqlite import sqlite_driver
 
-    async def main() -> None:
-        for driver in (
-            memory_driver(),
-            sqlite_driver(path=tmp_path / "a.db", synchronous="normal"),
-            fs_driver(path=tmp_path / "fs"),
-        ):
-            async with create_persistence(driver) as persistence:
-                await use(persistence)
-
-    run(main())
+    for driver in (
+        memory_driver(),
+        sqlite_driver(path=tmp_path / "a.db", synchronous="normal"),
+        fs_driver(path=tmp_path / "fs"),
+    ):
+        async with create_persistence(driver) as persistence:
+            await use(persistence)
 
 
 @pytest.mark.parametrize("kind", ["redis", "mongodb", "mysql", "postgresql"])
-def test_P1_so_has_each_server(kind: str, tmp_path: Path) -> None:
+@in_loop
+async def test_P1_so_has_each_server(kind: str, tmp_path: Path) -> None:
     module = importlib.import_module(f"persistence.drivers.{kind}")
     url, options = place_on_a_server(kind, tmp_path)
 
-    async def main() -> None:
-        async with create_persistence(getattr(module, f"{kind}_driver")(url, **options)) as persistence:
-            await use(persistence)
-        async with create_persistence(kind, url=url, **options) as persistence:
-            assert await persistence.sessions.count_messages("s2") == 3
-
-    run(main())
+    async with create_persistence(getattr(module, f"{kind}_driver")(url, **options)) as persistence:
+        await use(persistence)
+    async with create_persistence(kind, url=url, **options) as persistence:
+        assert await persistence.sessions.count_messages("s2") == 3
 
 
 URLS = {
@@ -129,23 +124,21 @@ def test_P1_a_file_is_the_same_by_name_and_by_function(name: str, tmp_path: Path
     assert place(made(path=tmp_path / "mine")) == place(name, path=str(tmp_path / "mine")) == place(url)
 
 
-def test_P1_the_local_persistence_is_sqlite_below_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        monkeypatch.setenv("HOME", str(tmp_path))
-        for base in (None, tmp_path / "deep" / "er"):
-            async with local_persistence() if base is None else local_persistence(base) as persistence:
-                await persistence.sessions.add_message("s1", message("m"))
-            data = (base or tmp_path / ".agentx") / "data"
-            assert (data / "agentx.db").is_file()
-            for directory in (data, data.parent):
-                assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-        async with local_persistence() as persistence:
-            assert await persistence.sessions.count_messages("s1") == 1
-        async with create_persistence("memory") as given:
-            assert local_persistence(tmp_path / "unused", persistence=given) is given
-        assert not (tmp_path / "unused").exists()
-
-    run(main())
+@in_loop
+async def test_P1_the_local_persistence_is_sqlite_below_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for base in (None, tmp_path / "deep" / "er"):
+        async with local_persistence() if base is None else local_persistence(base) as persistence:
+            await persistence.sessions.add_message("s1", message("m"))
+        data = (base or tmp_path / ".agentx") / "data"
+        assert (data / "agentx.db").is_file()
+        for directory in (data, data.parent):
+            assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    async with local_persistence() as persistence:
+        assert await persistence.sessions.count_messages("s1") == 1
+    async with create_persistence("memory") as given:
+        assert local_persistence(tmp_path / "unused", persistence=given) is given
+    assert not (tmp_path / "unused").exists()
 
 
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
@@ -179,56 +172,50 @@ def test_a_driver_that_cannot_keep_every_id_is_refused(tmp_path: Path) -> None:
         create_persistence(files.mount("messages:s1", "fs", path=str(tmp_path), layout="plain"))
 
 
-def test_L1_closing_closes_what_it_was_given_and_nothing_else() -> None:
-    async def main() -> None:
-        storage = create_storage()
-        for _ in range(2):
-            async with create_persistence(prefix_storage(storage, "agents")) as persistence:
-                await persistence.images.save(image("i1"))
-            await persistence.aclose()
-            with pytest.raises(ClosedError):
-                await persistence.images.get("i1")
-            with pytest.raises(ClosedError):
-                await persistence.sessions.add_message("s1", message("m"))
-        assert all(key.startswith("agents:") for key in await storage.get_keys())
-        await create_persistence(storage).aclose()
+@in_loop
+async def test_L1_closing_closes_what_it_was_given_and_nothing_else() -> None:
+    storage = create_storage()
+    for _ in range(2):
+        async with create_persistence(prefix_storage(storage, "agents")) as persistence:
+            await persistence.images.save(image("i1"))
+        await persistence.aclose()
         with pytest.raises(ClosedError):
-            await storage.get_keys()
-
-    run(main())
-
-
-def test_records_indexes_and_messages_may_lie_on_different_mounts_or_below_a_prefix(tmp_path: Path) -> None:
-    async def main() -> None:
-        storage = create_storage().mount("index:images", "memory").mount("messages", Steps(MemoryDriver()))
-        storage.mount("heads", "sqlite", path=str(tmp_path / "heads.db"))
-        storage.mount("below", "memory").mount("below:images", "memory")
-        for outer in (storage, prefix_storage(storage, "below"), prefix_storage(storage, "else where")):
-            made = create_persistence(prefix_storage(outer, ""))
-            await use(made)
-            calls = [made.sessions.add_message("s1", message(f"x{number}")) for number in range(20)]
-            assert await asyncio.gather(*calls) == list(range(3, 23))
-            assert await made.containers.delete("c1", cascade=True)
-            await made.aclose()
-        assert await storage.get_keys() == []
-        await storage.aclose()
-
-    run(main())
+            await persistence.images.get("i1")
+        with pytest.raises(ClosedError):
+            await persistence.sessions.add_message("s1", message("m"))
+    assert all(key.startswith("agents:") for key in await storage.get_keys())
+    await create_persistence(storage).aclose()
+    with pytest.raises(ClosedError):
+        await storage.get_keys()
 
 
-def test_a_default_ttl_of_a_mount_is_not_that_of_records_or_messages() -> None:
-    async def main() -> None:
-        storage = create_storage("memory", ttl=0.001)
-        async with create_persistence(storage) as persistence:
-            await use(persistence)
-            await asyncio.sleep(0.01)
-            assert await persistence.images.exists("i1")
-            for key in await storage.get_keys():
-                meta = await storage.get_meta(key)
-                assert meta is not None
-                assert meta.expires_at is None, key
+@in_loop
+async def test_records_indexes_and_messages_may_lie_on_different_mounts_or_below_a_prefix(tmp_path: Path) -> None:
+    storage = create_storage().mount("index:images", "memory").mount("messages", Steps(MemoryDriver()))
+    storage.mount("heads", "sqlite", path=str(tmp_path / "heads.db"))
+    storage.mount("below", "memory").mount("below:images", "memory")
+    for outer in (storage, prefix_storage(storage, "below"), prefix_storage(storage, "else where")):
+        made = create_persistence(prefix_storage(outer, ""))
+        await use(made)
+        calls = [made.sessions.add_message("s1", message(f"x{number}")) for number in range(20)]
+        assert await asyncio.gather(*calls) == list(range(3, 23))
+        assert await made.containers.delete("c1", cascade=True)
+        await made.aclose()
+    assert await storage.get_keys() == []
+    await storage.aclose()
 
-    run(main())
+
+@in_loop
+async def test_a_default_ttl_of_a_mount_is_not_that_of_records_or_messages() -> None:
+    storage = create_storage("memory", ttl=0.001)
+    async with create_persistence(storage) as persistence:
+        await use(persistence)
+        await asyncio.sleep(0.01)
+        assert await persistence.images.exists("i1")
+        for key in await storage.get_keys():
+            meta = await storage.get_meta(key)
+            assert meta is not None
+            assert meta.expires_at is None, key
 
 
 def test_a_kind_of_records_has_to_fit_its_class() -> None:
@@ -312,7 +299,8 @@ class Strict(Record):
     free: dict[str, Any]
 
 
-def test_P2_a_kind_that_would_lose_members_within_its_fields_is_refused() -> None:
+@in_loop
+async def test_P2_a_kind_that_would_lose_members_within_its_fields_is_refused() -> None:
     class Address(msgspec.Struct):
         street: str
 
@@ -332,14 +320,11 @@ def test_P2_a_kind_that_would_lose_members_within_its_fields_is_refused() -> Non
         with pytest.raises(ConfigError, match="'inner'"):
             persistence.repository(bad)  # type: ignore[type-var]
 
-    async def main() -> None:
-        notes = persistence.repository(Strict)
-        await notes.save(Strict(note_id="n", place=Place(street="s", next=Place(street="t")), free={"a": {"b": 1}}))
-        found = await notes.get("n")
-        assert found is not None
-        assert (found.place.next, found.free) == (Place(street="t"), {"a": {"b": 1}})
-
-    run(main())
+    notes = persistence.repository(Strict)
+    await notes.save(Strict(note_id="n", place=Place(street="s", next=Place(street="t")), free={"a": {"b": 1}}))
+    found = await notes.get("n")
+    assert found is not None
+    assert (found.place.next, found.free) == (Place(street="t"), {"a": {"b": 1}})
 
 
 def test_importing_persistence_imports_no_driver_and_no_client() -> None:
@@ -356,15 +341,13 @@ def test_importing_persistence_imports_no_driver_and_no_client() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_session_works_without_a_record_until_it_has_one(tmp_path: Path) -> None:
-    async def main() -> None:
-        store = Store("memory", tmp_path)
-        async with store.open() as persistence:
-            await persistence.sessions.add_message("s1", message("m"))
-            assert await persistence.sessions.get("s1") is None
-            await persistence.repair()
-            await persistence.sessions.save(session("s1"))
-            assert ids(await persistence.sessions.get_messages("s1")) == ["m"]
-        await assert_clean(store)
-
-    run(main())
+@in_loop
+async def test_a_session_works_without_a_record_until_it_has_one(tmp_path: Path) -> None:
+    store = Store("memory", tmp_path)
+    async with store.open() as persistence:
+        await persistence.sessions.add_message("s1", message("m"))
+        assert await persistence.sessions.get("s1") is None
+        await persistence.repair()
+        await persistence.sessions.save(session("s1"))
+        assert ids(await persistence.sessions.get_messages("s1")) == ["m"]
+    await assert_clean(store)

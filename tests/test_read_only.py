@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from outside import process, said, small_disk, tell
+from running import in_loop
 
 from kvstore import BackendError, Storage, create_storage
 
@@ -24,61 +25,57 @@ def contents(path: Path) -> dict[str, bytes | None]:
 
 
 @DRIVERS
-def test_E1_a_read_only_mount_leaves_what_has_expired(driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_E1_a_read_only_mount_leaves_what_has_expired(
+    driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kvstore.expiry.INTERVAL", 0.01)
 
-    async def main() -> None:
-        async with made(driver, tmp_path) as storage:
-            await storage.set_item("short", 1, ttl=0.05)
-            await storage.set_items({"key": {"a": 1}, "large": "x" * 100_000})
-        before = contents(tmp_path)
-        async with made(driver, tmp_path, read_only=True) as storage:
-            assert await storage.get_item("key") == {"a": 1}
-            assert await storage.get_item("large") == "x" * 100_000
-            await asyncio.sleep(0.2)
-            assert await storage.get_keys() == ["key", "large"]
-            assert await storage.count() == 2
-            assert (meta := await storage.get_meta("key")) is not None
-            assert meta.size == 7
-        assert {name: data for name, data in contents(tmp_path).items() if not name.endswith(("-wal", "-shm"))} == before
-
-    asyncio.run(main())
+    async with made(driver, tmp_path) as storage:
+        await storage.set_item("short", 1, ttl=0.05)
+        await storage.set_items({"key": {"a": 1}, "large": "x" * 100_000})
+    before = contents(tmp_path)
+    async with made(driver, tmp_path, read_only=True) as storage:
+        assert await storage.get_item("key") == {"a": 1}
+        assert await storage.get_item("large") == "x" * 100_000
+        await asyncio.sleep(0.2)
+        assert await storage.get_keys() == ["key", "large"]
+        assert await storage.count() == 2
+        assert (meta := await storage.get_meta("key")) is not None
+        assert meta.size == 7
+    assert {name: data for name, data in contents(tmp_path).items() if not name.endswith(("-wal", "-shm"))} == before
 
 
 @DRIVERS
-def test_E1_a_read_only_mount_makes_nothing_and_finds_what_comes_later(driver: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        async with made(driver, tmp_path, read_only=True) as storage:
-            for _ in range(2):
-                with pytest.raises(BackendError, match=r"No such file|can't be opened") as caught:
-                    await storage.get_item("key")
-                assert (caught.value.key, caught.value.driver) == ("key", driver)
-            assert contents(tmp_path) == {}
-            async with made(driver, tmp_path) as writing:
-                await writing.set_item("key", 1)
-                assert await storage.get_item("key") == 1
-                await writing.set_item("key", 2)
-                assert await storage.get_item("key") == 2
-
-    asyncio.run(main())
+@in_loop
+async def test_E1_a_read_only_mount_makes_nothing_and_finds_what_comes_later(driver: str, tmp_path: Path) -> None:
+    async with made(driver, tmp_path, read_only=True) as storage:
+        for _ in range(2):
+            with pytest.raises(BackendError, match=r"No such file|can't be opened") as caught:
+                await storage.get_item("key")
+            assert (caught.value.key, caught.value.driver) == ("key", driver)
+        assert contents(tmp_path) == {}
+        async with made(driver, tmp_path) as writing:
+            await writing.set_item("key", 1)
+            assert await storage.get_item("key") == 1
+            await writing.set_item("key", 2)
+            assert await storage.get_item("key") == 2
 
 
 @DRIVERS
-def test_a_driver_that_was_mounted_read_only_writes_where_it_is_mounted_anew(driver: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        async with made(driver, tmp_path) as storage:
-            await storage.set_item("key", 1)
-        storage = made(driver, tmp_path, read_only=True)
-        assert await storage.get_item("key") == 1
-        kept = storage.get_mount("key").driver
-        await storage.unmount("", close=False)
-        async with create_storage(kept) as storage:
-            await storage.set_item("key", 2)
-            assert await storage.get_item("key") == 2
-        async with made(driver, tmp_path) as storage:
-            assert await storage.get_item("key") == 2
-
-    asyncio.run(main())
+@in_loop
+async def test_a_driver_that_was_mounted_read_only_writes_where_it_is_mounted_anew(driver: str, tmp_path: Path) -> None:
+    async with made(driver, tmp_path) as storage:
+        await storage.set_item("key", 1)
+    storage = made(driver, tmp_path, read_only=True)
+    assert await storage.get_item("key") == 1
+    kept = storage.get_mount("key").driver
+    await storage.unmount("", close=False)
+    async with create_storage(kept) as storage:
+        await storage.set_item("key", 2)
+        assert await storage.get_item("key") == 2
+    async with made(driver, tmp_path) as storage:
+        assert await storage.get_item("key") == 2
 
 
 @DRIVERS

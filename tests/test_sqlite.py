@@ -19,6 +19,7 @@ from unittest import mock
 
 import pytest
 from outside import HERE, in_directory, leaves_the_loop_free, longest_pause, process, rounds, said, small_disk, tell
+from running import in_loop
 
 from kvstore import (
     MISSING,
@@ -66,50 +67,46 @@ def _made(path: Path) -> Path:
 
 
 @MODES
-def test_L2_a_file_locked_for_a_while_delays_and_neither_fails_nor_holds_the_event_loop(
+@in_loop
+async def test_L2_a_file_locked_for_a_while_delays_and_neither_fails_nor_holds_the_event_loop(
     tmp_path: Path, synchronous: str
 ) -> None:
-    async def main() -> None:
-        async with opened(tmp_path, synchronous=synchronous) as storage:
-            await storage.set_items({f"key:{number}": 0 for number in range(1000)})
-            round_number = 0
+    async with opened(tmp_path, synchronous=synchronous) as storage:
+        await storage.set_items({f"key:{number}": 0 for number in range(1000)})
+        round_number = 0
 
-            async def crowd() -> None:
-                nonlocal round_number
-                round_number += 1
-                with ExitStack() as stack:
-                    holder = await asyncio.to_thread(stack.enter_context, locked(tmp_path))
-                    asyncio.get_running_loop().call_later(1.5, tell, holder, "release")
+        async def crowd() -> None:
+            nonlocal round_number
+            round_number += 1
+            with ExitStack() as stack:
+                holder = await asyncio.to_thread(stack.enter_context, locked(tmp_path))
+                asyncio.get_running_loop().call_later(1.5, tell, holder, "release")
 
-                    async def one(number: int) -> None:
-                        await storage.set_item(f"key:{number}", round_number)
-                        assert await storage.get_item(f"key:{number}") == round_number
+                async def one(number: int) -> None:
+                    await storage.set_item(f"key:{number}", round_number)
+                    assert await storage.get_item(f"key:{number}") == round_number
 
-                    await asyncio.gather(*map(one, range(1000)))
+                await asyncio.gather(*map(one, range(1000)))
 
-            await leaves_the_loop_free(crowd)
-
-    asyncio.run(main())
+        await leaves_the_loop_free(crowd)
 
 
 @MODES
-def test_E1_a_file_locked_for_longer_is_a_timeout_and_nothing_is_written_then_or_later(
+@in_loop
+async def test_E1_a_file_locked_for_longer_is_a_timeout_and_nothing_is_written_then_or_later(
     tmp_path: Path, synchronous: str
 ) -> None:
-    async def main() -> None:
-        async with opened(tmp_path, timeout=0.2, synchronous=synchronous) as storage:
-            await storage.set_item("key", "old")
-            with locked(tmp_path) as holder:
-                with pytest.raises(BackendTimeout, match=r"locked by another program for 0.2 seconds") as caught:
-                    await storage.set_item("key", "new")
-                assert (caught.value.operation, caught.value.key, caught.value.driver) == ("set_item", "key", "sqlite")
-                tell(holder, "release")
-                assert said(holder) == "released"
-            assert await storage.get_item("key") == "old"
-            await storage.set_item("key", "newer")
-            assert await storage.get_item("key") == "newer"
-
-    asyncio.run(main())
+    async with opened(tmp_path, timeout=0.2, synchronous=synchronous) as storage:
+        await storage.set_item("key", "old")
+        with locked(tmp_path) as holder:
+            with pytest.raises(BackendTimeout, match=r"locked by another program for 0.2 seconds") as caught:
+                await storage.set_item("key", "new")
+            assert (caught.value.operation, caught.value.key, caught.value.driver) == ("set_item", "key", "sqlite")
+            tell(holder, "release")
+            assert said(holder) == "released"
+        assert await storage.get_item("key") == "old"
+        await storage.set_item("key", "newer")
+        assert await storage.get_item("key") == "newer"
 
 
 @in_directory
@@ -139,23 +136,21 @@ async def test_a_timeout_may_be_endless(path: Path) -> None:
 
 
 @MODES
-def test_A3_a_write_after_a_cancelled_one_wins(tmp_path: Path, synchronous: str) -> None:
-    async def main() -> None:
-        async with opened(tmp_path, synchronous=synchronous) as storage:
-            await storage.set_item("key", 0)
-            with locked(tmp_path) as holder:
-                cancelled = asyncio.create_task(storage.set_item("key", "cancelled"))
-                await asyncio.sleep(0.01)
-                cancelled.cancel()
-                later = asyncio.create_task(storage.set_item("key", "later"))
-                await asyncio.sleep(0.01)
-                tell(holder, "release")
-                await later
-            assert await storage.get_item("key") == "later"
-            await storage.set_item("other", 1)
-            assert await storage.get_item("key") == "later"
-
-    asyncio.run(main())
+@in_loop
+async def test_A3_a_write_after_a_cancelled_one_wins(tmp_path: Path, synchronous: str) -> None:
+    async with opened(tmp_path, synchronous=synchronous) as storage:
+        await storage.set_item("key", 0)
+        with locked(tmp_path) as holder:
+            cancelled = asyncio.create_task(storage.set_item("key", "cancelled"))
+            await asyncio.sleep(0.01)
+            cancelled.cancel()
+            later = asyncio.create_task(storage.set_item("key", "later"))
+            await asyncio.sleep(0.01)
+            tell(holder, "release")
+            await later
+        assert await storage.get_item("key") == "later"
+        await storage.set_item("other", 1)
+        assert await storage.get_item("key") == "later"
 
 
 # The end of a process
@@ -289,18 +284,16 @@ async def test_a_directory_that_can_only_be_read_gives_a_clear_error_for_every_w
 
 
 @pytest.mark.parametrize("name", ["missing/app.db", "", "folder"])
-def test_a_path_that_cannot_be_a_file_is_unavailable_and_says_so(name: str, tmp_path: Path) -> None:
+@in_loop
+async def test_a_path_that_cannot_be_a_file_is_unavailable_and_says_so(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     path = tmp_path / name
 
-    async def main() -> None:
-        async with create_storage("sqlite", path=path) as storage:
-            for _ in range(2):
-                with pytest.raises(BackendUnavailable, match="can't be opened") as caught:
-                    await storage.get_item("key")
-                assert str(path) in str(caught.value)
-
-    asyncio.run(main())
+    async with create_storage("sqlite", path=path) as storage:
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable, match="can't be opened") as caught:
+                await storage.get_item("key")
+            assert str(path) in str(caught.value)
 
 
 @in_directory
@@ -317,21 +310,19 @@ async def test_a_directory_that_comes_later_is_used_then(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["garbage", "half", "beginning"])
-def test_a_file_that_is_no_database_is_corrupt_and_left_as_it_was(tmp_path: Path, damage: str) -> None:
-    async def main() -> None:
-        async with opened(tmp_path) as storage:
-            await storage.set_items({f"key:{number:04}": "x" * 500 for number in range(100)})
-        whole = (tmp_path / "app.db").read_bytes()
-        kept = {"garbage": b"anything but a database " * 400, "half": whole[: len(whole) // 2], "beginning": whole[:300]}
-        (tmp_path / "app.db").write_bytes(kept[damage])
-        async with opened(tmp_path) as storage:
-            for call in (storage.get_item("key:0099"), storage.set_item("key:0099", 1), storage.get_keys()):
-                with pytest.raises(CorruptValueError, match="damaged or no SQLite database") as caught:
-                    await call
-                assert caught.value.driver == "sqlite"
-        assert (tmp_path / "app.db").read_bytes() == kept[damage]
-
-    asyncio.run(main())
+@in_loop
+async def test_a_file_that_is_no_database_is_corrupt_and_left_as_it_was(tmp_path: Path, damage: str) -> None:
+    async with opened(tmp_path) as storage:
+        await storage.set_items({f"key:{number:04}": "x" * 500 for number in range(100)})
+    whole = (tmp_path / "app.db").read_bytes()
+    kept = {"garbage": b"anything but a database " * 400, "half": whole[: len(whole) // 2], "beginning": whole[:300]}
+    (tmp_path / "app.db").write_bytes(kept[damage])
+    async with opened(tmp_path) as storage:
+        for call in (storage.get_item("key:0099"), storage.set_item("key:0099", 1), storage.get_keys()):
+            with pytest.raises(CorruptValueError, match="damaged or no SQLite database") as caught:
+                await call
+            assert caught.value.driver == "sqlite"
+    assert (tmp_path / "app.db").read_bytes() == kept[damage]
 
 
 @in_directory
@@ -570,27 +561,25 @@ async def test_a_thousand_writes_at_once_share_a_few_commits(path: Path) -> None
 
 
 @MODES
-def test_the_log_does_not_grow_without_end(tmp_path: Path, synchronous: str) -> None:
-    async def main() -> None:
-        async with opened(tmp_path, synchronous=synchronous) as storage, opened(tmp_path) as other:
-            largest = 0
+@in_loop
+async def test_the_log_does_not_grow_without_end(tmp_path: Path, synchronous: str) -> None:
+    async with opened(tmp_path, synchronous=synchronous) as storage, opened(tmp_path) as other:
+        largest = 0
 
-            async def read(storage: Storage) -> None:
-                while True:
-                    await storage.get_items([f"key:{key}" for key in range(20)])
-                    await asyncio.sleep(0)
+        async def read(storage: Storage) -> None:
+            while True:
+                await storage.get_items([f"key:{key}" for key in range(20)])
+                await asyncio.sleep(0)
 
-            reading = [asyncio.create_task(read(storage)), asyncio.create_task(read(other))]
-            for _ in range(60):
-                await asyncio.gather(*(storage.set_item_raw(f"key:{key}", os.urandom(20_000)) for key in range(20)))
-                for key in range(5):
-                    await storage.set_item_raw(f"one:{key}", os.urandom(20_000))
-                largest = max(largest, (tmp_path / "app.db-wal").stat().st_size)
-            for task in reading:
-                task.cancel()
-            assert largest < 16 * 2**20, f"30 MB were written, and the log has {largest:,} bytes"
-
-    asyncio.run(main())
+        reading = [asyncio.create_task(read(storage)), asyncio.create_task(read(other))]
+        for _ in range(60):
+            await asyncio.gather(*(storage.set_item_raw(f"key:{key}", os.urandom(20_000)) for key in range(20)))
+            for key in range(5):
+                await storage.set_item_raw(f"one:{key}", os.urandom(20_000))
+            largest = max(largest, (tmp_path / "app.db-wal").stat().st_size)
+        for task in reading:
+            task.cancel()
+        assert largest < 16 * 2**20, f"30 MB were written, and the log has {largest:,} bytes"
 
 
 @in_directory

@@ -23,6 +23,7 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from running import in_loop
 
 from kvstore import CorruptValueError, InvalidValueError, create_storage
 from kvstore.testing.values import FAITHFUL_VALUES, same
@@ -358,23 +359,21 @@ def test_with_a_type_it_comes_back_as_itself(value: object, kind: Any) -> None:
     assert asyncio.run(stored()) == value
 
 
-def test_a_value_of_another_type_is_corrupt_and_left_alone() -> None:
-    async def mismatch() -> None:
-        storage = create_storage()
-        await storage.set_item("key", {"x": "text"})
-        for call in (
-            storage.get_item("key", type=Point),
-            storage.get_item("key", type=int),
-            storage.get_items(["key"], type=Movie),
-        ):
-            with pytest.raises(CorruptValueError) as caught:
-                await call
-            assert caught.value.key == "key"
-            assert caught.value.__cause__ is not None
-        assert await storage.get_item("missing", "default", type=Point) == "default"
-        assert await storage.get_item("key") == {"x": "text"}
-
-    asyncio.run(mismatch())
+@in_loop
+async def test_a_value_of_another_type_is_corrupt_and_left_alone() -> None:
+    storage = create_storage()
+    await storage.set_item("key", {"x": "text"})
+    for call in (
+        storage.get_item("key", type=Point),
+        storage.get_item("key", type=int),
+        storage.get_items(["key"], type=Movie),
+    ):
+        with pytest.raises(CorruptValueError) as caught:
+            await call
+        assert caught.value.key == "key"
+        assert caught.value.__cause__ is not None
+    assert await storage.get_item("missing", "default", type=Point) == "default"
+    assert await storage.get_item("key") == {"x": "text"}
 
 
 def test_what_is_no_type_is_refused() -> None:
@@ -414,19 +413,15 @@ def _sorted(value: object) -> object:
 
 
 @pytest.mark.parametrize("data", ["text", 1, None, [1], object()], ids=lambda data: type(data).__name__)
-def test_raw_data_is_bytes(data: bytes) -> None:
-    async def stored() -> None:
-        with pytest.raises(InvalidValueError):
-            await create_storage().set_item_raw("key", data)
-
-    asyncio.run(stored())
+@in_loop
+async def test_raw_data_is_bytes(data: bytes) -> None:
+    with pytest.raises(InvalidValueError):
+        await create_storage().set_item_raw("key", data)
 
 
-def test_bytes_like_data_is_taken() -> None:
-    async def stored() -> None:
-        storage = create_storage()
-        for data in (b"abc", bytearray(b"abc"), memoryview(b"abc"), memoryview(b"axbxc")[::2]):
-            await storage.set_item_raw("key", data)
-            assert await storage.get_item_raw("key") == b"abc"
-
-    asyncio.run(stored())
+@in_loop
+async def test_bytes_like_data_is_taken() -> None:
+    storage = create_storage()
+    for data in (b"abc", bytearray(b"abc"), memoryview(b"abc"), memoryview(b"axbxc")[::2]):
+        await storage.set_item_raw("key", data)
+        assert await storage.get_item_raw("key") == b"abc"
