@@ -1,21 +1,21 @@
-"""What tests need of the world outside: a directory, other processes, small and broken disks, pauses of the event loop."""
+"""What tests need of the world outside: a directory, other processes, small and broken disks."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
+
+from kvstore.testing.pauses import leaves_the_loop_free as leaves_the_loop_free
 
 DEADLINE = 120.0
 """Seconds that no process of a test takes."""
@@ -64,51 +64,6 @@ def tell(started: subprocess.Popen[str], line: str) -> None:
     assert started.stdin is not None
     started.stdin.write(line + "\n")
     started.stdin.flush()
-
-
-async def longest_pause(work: Awaitable[object]) -> float:
-    """How long the event loop stood still while `work` was done, in seconds.
-
-    Without what the machine's other programs took, and the garbage collector's walk through all that tests have loaded:
-    0.1 s of a processor, when a crowd of tasks happens to start it.
-    """
-    longest, over = 0.0, False
-
-    async def tick() -> None:
-        nonlocal longest
-        while not over:
-            before, waited = time.perf_counter(), _waited()
-            await asyncio.sleep(0.001)
-            longest = max(longest, time.perf_counter() - before - 0.001 - (_waited() - waited))
-
-    gc.collect()
-    gc.freeze()
-    ticker = asyncio.create_task(tick())
-    await asyncio.sleep(0)
-    try:
-        await work
-    finally:
-        over = True
-        await ticker
-        gc.unfreeze()
-    return longest
-
-
-def _waited() -> float:
-    """How many seconds this thread has waited for a processor, which Linux tells."""
-    with suppress(OSError):
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    return 0.0
-
-
-async def leaves_the_loop_free(work: Callable[[], Awaitable[object]]) -> None:
-    """`work` never holds the event loop for 30 ms (L2). Again if it does: the machine may, but not every time."""
-    pauses = []
-    for _ in range(5):
-        pauses.append(await longest_pause(work()))
-        if pauses[-1] < 0.03:
-            return
-    raise AssertionError(f"the event loop was held for {pauses} seconds")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pytest
 from fs_helpers import fill, found, locked, plain, private, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outside import files, in_directory, leaves_the_loop_free, process, rounds, said, small_disk, tell
+from outside import files, in_directory, process, rounds, said, small_disk, tell
 from running import in_loop
 
 from kvstore import (
@@ -42,6 +42,7 @@ from kvstore.drivers._fs.paths import tree_path
 from kvstore.drivers._fs.walk import _sorted
 from kvstore.drivers.fs import FsDriver
 from kvstore.testing import FakeClock
+from kvstore.testing.pauses import leaves_the_loop_free
 
 # The lock
 

@@ -21,7 +21,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
-from outside import leaves_the_loop_free, rounds
+from outside import rounds
 from running import in_loop
 from servers import s3 as servers
 from servers.process import certificate
@@ -42,6 +42,7 @@ from kvstore.drivers._fsspec.s3 import S3Store
 from kvstore.drivers._fsspec.store import Found
 from kvstore.drivers.fsspec import FsspecDriver
 from kvstore.testing import DriverSuite, FakeClock
+from kvstore.testing.pauses import leaves_the_loop_free
 
 # In the environment, so that the processes that a test starts find the same objects.
 MINE = "kvstore-test-" + os.environ.setdefault("KVSTORE_TEST_S3_RUN", token_hex(4))

@@ -427,4 +427,4 @@ def test_every_test_of_the_kit_names_its_promise() -> None:
 def test_every_part_of_the_kit_shows_the_values_of_a_failed_assert() -> None:
     parts = {part.name for part in pkgutil.iter_modules(kvstore.testing.__path__)}
 
-    assert parts - set(kvstore.testing._PARTS.split()) == {"clock", "processes", "suite"}
+    assert parts - set(kvstore.testing._PARTS.split()) == {"clock", "pauses", "processes", "suite"}

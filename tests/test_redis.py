@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outside import leaves_the_loop_free
 from redis.asyncio import Redis, RedisCluster
 from redis.crc import key_slot
 from running import in_loop
@@ -38,6 +37,7 @@ from kvstore import (
 from kvstore.clock import Clock
 from kvstore.drivers.redis import RedisDriver
 from kvstore.testing import DriverSuite
+from kvstore.testing.pauses import leaves_the_loop_free
 from persistence import create_persistence
 from persistence.drivers.redis import redis_driver
 

@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from outside import HERE, in_directory, leaves_the_loop_free, longest_pause, process, rounds, said, small_disk, tell
+from outside import HERE, in_directory, process, rounds, said, small_disk, tell
 from running import in_loop
 
 from kvstore import (
@@ -35,6 +35,7 @@ from kvstore import (
 from kvstore.drivers._sqlite.schema import SCHEMA_VERSION
 from kvstore.drivers.sqlite import SqliteDriver
 from kvstore.testing import FakeClock
+from kvstore.testing.pauses import leaves_the_loop_free, longest_pause
 
 MODES = pytest.mark.parametrize("synchronous", ["full", "normal"])
 

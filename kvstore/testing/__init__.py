@@ -32,6 +32,7 @@ pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS.split()
 from kvstore.testing.clock import FakeClock  # noqa: E402
 from kvstore.testing.keys import HOSTILE_KEYS  # noqa: E402
 from kvstore.testing.machine import StorageMachine, storage_machine  # noqa: E402
+from kvstore.testing.pauses import leaves_the_loop_free  # noqa: E402
 from kvstore.testing.store import Store, in_loop, promised  # noqa: E402
 from kvstore.testing.suite import DriverSuite  # noqa: E402
 from kvstore.testing.values import FAITHFUL_BYTES, FAITHFUL_VALUES  # noqa: E402
@@ -45,6 +46,7 @@ __all__ = [
     "StorageMachine",
     "Store",
     "in_loop",
+    "leaves_the_loop_free",
     "promised",
     "storage_machine",
 ]

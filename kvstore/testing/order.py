@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 from kvstore.driver import Event
 from kvstore.storage import Storage
+from kvstore.testing.pauses import leaves_the_loop_free
 from kvstore.testing.store import Contract, Store, in_loop, promised
 
 _LONGEST_PAUSE = 0.15
-"""Seconds. The promise is 0.03; a busy machine pauses by itself, but not in each of several attempts."""
-_ATTEMPTS = 8
+"""Seconds. The promise is 0.03; a busy machine pauses by itself."""
 
 
 class Order(Contract):
@@ -237,7 +236,7 @@ class Order(Contract):
         async def thousand() -> None:
             await asyncio.gather(*(task(number) for number in range(store.times(1_000))))
 
-        await _leaves_the_loop_free(thousand)
+        await leaves_the_loop_free(thousand, _LONGEST_PAUSE)
 
     @in_loop
     async def test_a_large_value_does_not_hold_the_event_loop(self, store: Store) -> None:
@@ -250,7 +249,7 @@ class Order(Contract):
             assert await storage.get_item_raw("large") == data
             await storage.remove_item("large")
 
-        await _leaves_the_loop_free(large)
+        await leaves_the_loop_free(large, _LONGEST_PAUSE)
 
 
 async def _crowd(storage: Storage, number: int) -> None:
@@ -336,33 +335,3 @@ async def _size(storage: Storage, key: str) -> int | None:
 
 async def _cleared(storage: Storage) -> None:
     await storage.clear("base")
-
-
-async def _leaves_the_loop_free(work: Callable[[], Awaitable[None]]) -> None:
-    """Runs `work` until no pause of the event loop was long. A driver that holds it does so in every attempt."""
-    pauses: list[float] = []
-    while len(pauses) < _ATTEMPTS:
-        pauses.append(await _longest_pause(work()))
-        if pauses[-1] < _LONGEST_PAUSE:
-            return
-    raise AssertionError(f"the event loop was held for {', '.join(f'{pause:.3f}' for pause in pauses)} seconds")
-
-
-async def _longest_pause(work: Awaitable[None]) -> float:
-    longest = 0.0
-
-    async def tick() -> None:
-        nonlocal longest
-        while True:
-            before = time.perf_counter()
-            await asyncio.sleep(0.001)
-            longest = max(longest, time.perf_counter() - before - 0.001)
-
-    ticker = asyncio.create_task(tick())
-    await asyncio.sleep(0)
-    try:
-        await work
-        await asyncio.sleep(0.005)  # the ticker tells of the last pause too
-    finally:
-        ticker.cancel()
-    return longest
