@@ -9,19 +9,17 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from fakes import Queued
 from running import in_loop
 
 from kvstore import MISSING, BackendError, BackendTimeout, BackendUnavailable, CorruptValueError, Storage, create_storage
 from kvstore.clock import Clock
-from kvstore.driver import Batch, Capabilities, Driver, Expect, Write
-from kvstore.drivers.memory import MemoryDriver
+from kvstore.driver import Batch
 from kvstore.errors import KVStoreError
 
 
-class Recording(MemoryDriver):
-    """Memory that writes down its calls, and does none before its gate is open."""
-
-    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
+class Recording(Queued):
+    """Writes down its calls, and does none before its gate is open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,10 +32,10 @@ class Recording(MemoryDriver):
 
     async def connect(self) -> None:
         self.connects += 1
-        await self._pass("connect", [])
+        await self.before("connect", [])
 
-    async def _pass(self, name: str, keys: Sequence[str]) -> None:
-        self.calls.append((name, list(keys)))
+    async def before(self, call: str, keys: Sequence[str]) -> None:
+        self.calls.append((call, list(keys)))
         await self.gate.wait()
         await asyncio.sleep(0)
         if self.fault is not None:
@@ -46,21 +44,9 @@ class Recording(MemoryDriver):
             if key in self.bad:
                 raise self.bad[key]
 
-    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        await self._pass("read", keys)
-        return await super().read(keys)
-
-    async def has(self, keys: Sequence[str]) -> list[bool]:
-        await self._pass("has", keys)
-        return await super().has(keys)
-
-    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
-        await self._pass("write if" if expect else "write", [key for key, _, _ in writes])
-        return await super().write(writes, expect)
-
     async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
         self.calls.append(("write many", [str(len(writes)) for writes, _ in batches]))
-        return await Driver.write_many(self, batches)
+        return await super().write_many(batches)
 
     def since(self) -> list[tuple[str, list[str]]]:
         """The calls since it was last asked."""
@@ -510,7 +496,7 @@ async def test_a_clear_is_in_order_with_the_writes_around_it() -> None:
 async def test_a_listing_holds_up_no_writer() -> None:
     class Slow(Recording):
         async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
-            await self._pass("scan", [])
+            await self.before("scan", [])
             return await super().scan(prefix, after=after, limit=limit, reverse=reverse)
 
     driver = Slow()
@@ -617,34 +603,21 @@ async def test_writes_of_one_key_never_fly_in_two_lanes() -> None:
     assert await storage.get_item("first") == 2
 
 
-class Unsteady(MemoryDriver):
-    """Memory whose calls take any time and are under way side by side."""
+class Unsteady(Queued):
+    """Its calls take any time and are under way side by side."""
 
-    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
     lanes = 3
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self._random = Random(seed)
 
-    async def _wait(self) -> None:
+    async def before(self, call: str, keys: Sequence[str]) -> None:
+        await self.after()
+
+    async def after(self) -> None:
         for _ in range(self._random.randrange(6)):
             await asyncio.sleep(0)
-
-    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        await self._wait()
-        found = await super().read(keys)
-        await self._wait()
-        return found
-
-    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
-        await self._wait()
-        found = await super().write(writes, expect)
-        await self._wait()
-        return found
-
-    async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
-        return await Driver.write_many(self, batches)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -8,17 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes import Queued
 from running import in_loop
 
 from kvstore import ClosedError, Storage, UnsupportedOperation, copy, create_storage, snapshot
-from kvstore.driver import Capabilities
 from kvstore.drivers.memory import MemoryDriver
 
 
-class Connecting(MemoryDriver):
-    """Memory behind the coalescer, which writes down in which event loops it was connected."""
-
-    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
+class Connecting(Queued):
+    """Writes down in which event loops it was connected."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,57 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import closing
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
+from fakes import Queued
 from running import in_loop
 
 from kvstore import Storage, create_storage
-from kvstore.driver import Capabilities, Expect, Stat
-from kvstore.drivers.memory import MemoryDriver
 
-T = TypeVar("T")
 KEYS = [f"key{number}" for number in range(6)]
 
 
-class LateDriver(MemoryDriver):
+class LateDriver(Queued):
     """Answers late, before and after it acts, so that calls on several connections would overtake each other."""
-
-    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__()
         self._chance = chance
 
-    async def _late(self, call: Coroutine[Any, Any, T]) -> T:
-        with closing(call):
-            for _ in range(self._chance.randrange(4)):
-                await asyncio.sleep(0)
-            result = await call
+    async def before(self, call: str, keys: Sequence[str]) -> None:
+        await self.after()
+
+    async def after(self) -> None:
         for _ in range(self._chance.randrange(4)):
             await asyncio.sleep(0)
-        return result
-
-    async def read(self, keys: Any) -> list[bytes | None]:
-        return await self._late(super().read(keys))
-
-    async def write(self, writes: Any, expect: Expect | None = None) -> list[bool] | None:
-        assert len({write[0] for write in writes}) == len(writes), "a key is named twice"
-        return await self._late(super().write(writes, expect))
-
-    async def has(self, keys: Any) -> list[bool]:
-        return await self._late(super().has(keys))
-
-    async def stat(self, keys: Any) -> list[Stat | None]:
-        return await self._late(super().stat(keys))
-
-    async def touch(self, key: str, expires_at: int | None) -> bool:
-        return await self._late(super().touch(key, expires_at))
-
-    async def clear(self, prefix: str) -> int:
-        return await self._late(super().clear(prefix))
 
 
 def some_call(storage: Storage, model: dict[str, int], chance: random.Random) -> tuple[Awaitable[Any], Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
+from fakes import Queued
 from running import in_loop
 
 from kvstore import (
@@ -22,7 +23,6 @@ from kvstore import (
     restore_snapshot,
     snapshot,
 )
-from kvstore.driver import Expect, Write
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.testing import FAITHFUL_VALUES, HOSTILE_KEYS, FakeClock
 from kvstore.testing.values import same
@@ -189,17 +189,15 @@ async def test_what_can_not_be_copied_is_refused() -> None:
 async def test_a_copy_of_many_keys_goes_in_batches_and_holds_a_few_megabytes() -> None:
     calls: list[int] = []
 
-    class Counting(MemoryDriver):
-        capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
-
+    class Counting(Queued):
         async def read(self, keys: Sequence[str]) -> list[bytes | None]:
             found = await super().read(keys)
             calls.append(sum(len(data or b"") for data in found))
             return found
 
-        async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
-            calls.append(0)
-            return await super().write(writes, expect)
+        async def before(self, call: str, keys: Sequence[str]) -> None:
+            if call == "write":
+                calls.append(0)
 
     source, target = create_storage(Counting()), create_storage(Counting())
     await source.set_items({f"small:{number:04}": number for number in range(2_500)})

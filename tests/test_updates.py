@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
+from fakes import Queued
 from running import in_loop
 
-from kvstore import Capabilities, Storage, UnsupportedOperation, create_storage
+from kvstore import Storage, UnsupportedOperation, create_storage
 from kvstore.drivers.memory import MemoryDriver
 
 
-class Waiting(MemoryDriver):
-    """Memory behind the coalescer, each of whose calls lets others in between."""
+class Waiting(Queued):
+    """Each of its calls lets others in between."""
 
-    capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, persistent=False)
-
-    async def read(self, keys):  # type: ignore[no-untyped-def]
+    async def before(self, call: str, keys: Sequence[str]) -> None:
         await asyncio.sleep(0)
-        return await super().read(keys)
-
-    async def write(self, writes, expect=None):  # type: ignore[no-untyped-def]
-        await asyncio.sleep(0)
-        return await super().write(writes, expect)
 
 
 async def _add(value: int) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from fakes import Queued
 from running import in_loop
 
 import kvstore.watch
@@ -255,13 +256,12 @@ async def test_a_watch_whose_backend_is_gone_raises_and_hurts_no_writer() -> Non
 
 @in_loop
 async def test_a_cancelled_write_that_happened_is_told() -> None:
-    class Waiting(MemoryDriver):
-        capabilities = Capabilities(atomic=True, conditional=True, persistent=False)
+    class Waiting(Queued):
         gate = asyncio.Event()
 
-        async def write(self, writes, expect=None):  # type: ignore[no-untyped-def]
-            await self.gate.wait()
-            return await super().write(writes, expect)
+        async def before(self, call: str, keys: Sequence[str]) -> None:
+            if call == "write":
+                await self.gate.wait()
 
     driver = Waiting()
     storage = create_storage(driver)
