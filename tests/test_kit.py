@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.configuration import storage_directory
 from hypothesis.stateful import run_state_machine_as_test
 
 import kvstore.testing
@@ -33,6 +34,7 @@ def test_the_drivers_of_the_guide_pass_with_the_test_module_of_the_guide(tmp_pat
     (tmp_path / "test_guide.py").write_text("".join(blocks))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "test_guide.py"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HYPOTHESIS_STORAGE_DIRECTORY": str(storage_directory())}
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr

@@ -56,13 +56,16 @@ class _Entry:
     custom: dict[str, Any] = field(default_factory=dict)
 
 
-def storage_machine(make_driver: Callable[[Path], Driver]) -> type[RuleBasedStateMachine]:
+def storage_machine(make_driver: Callable[[Path], Driver], directory: Path | None = None) -> type[RuleBasedStateMachine]:
     """A machine on the drivers that `make_driver` makes, as `DriverSuite.make_driver` does.
 
+    Their stores lie below `directory`, by default the one for temporary files.
     `storage_machine(make).TestCase` is a test, `run_state_machine_as_test(storage_machine(make), settings=...)` runs it.
     """
 
     class Machine(StorageMachine):
+        parent = directory
+
         def make_driver(self, path: Path) -> Driver:
             return make_driver(path)
 
@@ -72,9 +75,12 @@ def storage_machine(make_driver: Callable[[Path], Driver]) -> type[RuleBasedStat
 class StorageMachine(RuleBasedStateMachine):
     """A storage with one driver at the root and one at `c`, held against dicts. Subclass it with `make_driver`."""
 
+    parent: Path | None = None
+    """Where the stores lie, by default among the temporary files."""
+
     def __init__(self) -> None:
         super().__init__()
-        self._directory = tempfile.TemporaryDirectory()
+        self._directory = tempfile.TemporaryDirectory(dir=self.parent)
         self._loop = asyncio.new_event_loop()
         self._clock = FakeClock()
         # What each driver holds, by whole key; what the root holds below `c` is masked while something is mounted there.

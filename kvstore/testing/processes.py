@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 from kvstore.storage import Storage, create_storage
 from kvstore.testing.store import Contract
 
-_PROCESSES = multiprocessing.get_context("spawn")
+# Forks of a server without threads or event loops, so that each process need not import the kit anew.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload([__name__])
 _DEADLINE = 60.0
 
 
@@ -25,8 +28,11 @@ class Job:
     suite: type[Contract]
     path: Path
     name: str
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    """Of the tests: the server that forks has that of its own start."""
 
     def open(self) -> Storage:
+        os.environ.update(self.environment)
         return create_storage(self.suite().make_driver(self.path))
 
 

@@ -30,7 +30,7 @@ class DriverSuite(Keys, Values, Expiry, Metadata, Listing, DriverCalls, Conditio
     @promised("every_key")
     async def test_any_sequence_of_calls_does_what_a_dict_would(self, store: Store) -> None:
         """All of section 1: Hypothesis looks for calls after which the storage and a model in memory differ."""
-        machine = storage_machine(self.make_driver)
+        machine = storage_machine(self.make_driver, store.path)
         quick = settings(
             max_examples=store.times(25), stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         )
