@@ -237,24 +237,24 @@ def test_as_a_program_it_says_what_is_wrong_in_a_line_on_any_terminal(tmp_path: 
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "i1").write_text(json.dumps(image("i1", name="🦊")))
     (tmp_path / os.fsdecode(b"images/\xff")).write_text("{}")
-    for encoding in ("utf-8:strict", "ascii:strict"):
+    into = str(tmp_path / "store.db")
+
+    def run(*arguments: str, encoding: str = "ascii:strict") -> tuple[int, bytes, bytes]:
         environment = os.environ | {"HOME": str(tmp_path), "PYTHONIOENCODING": encoding}
+        command = [sys.executable, "-m", "persistence", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        return done.returncode, done.stdout, done.stderr
 
-        def run(*arguments: str, environment: dict[str, str] = environment) -> tuple[int, bytes, bytes]:
-            command = [sys.executable, "-m", "persistence", *arguments]
-            done = subprocess.run(command, env=environment, capture_output=True, check=False)
-            return done.returncode, done.stdout, done.stderr
-
-        into = str(tmp_path / f"{encoding}.db")
-        status, out, err = run("import", str(tmp_path), "--into", into)
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        status, out, err = run("import", str(tmp_path), "--into", into, encoding=encoding)
         assert (status, err) == (1, b"")
         assert b"images:\\udcff" in out
-        assert run("list", "--store", into)[0] == 0
-        status, out, err = run("export", "--store", into)
-        assert (status, json.loads(out)["images"][0]["name"]) == (0, "🦊")
-        status, out, err = run("import", str(tmp_path))
-        assert (status, out, err.count(b"\n")) == (2, b"", 1)
-        assert err.startswith(b"persistence: the directory ")
+    assert run("list", "--store", into)[0] == 0
+    status, out, err = run("export", "--store", into)
+    assert (status, json.loads(out)["images"][0]["name"]) == (0, "🦊")
+    status, out, err = run("import", str(tmp_path))
+    assert (status, out, err.count(b"\n")) == (2, b"", 1)
+    assert err.startswith(b"persistence: the directory ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["import"], ["show"], ["list", "--nonsense"], ["show", "s1", "--last", "many"]])

@@ -19,7 +19,7 @@ def run(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
 def checked(program: str, path: Path) -> str:
     """What mypy says to it."""
     (path / "program.py").write_text(program)
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(path), str(path / "program.py")]
+    command = [sys.executable, "-m", "mypy", "--strict", str(path / "program.py")]
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent).stdout
 
 

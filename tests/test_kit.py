@@ -293,7 +293,7 @@ class HoldsTheLoop(MemoryDriver):
     capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=False)
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        time.sleep(0.2)  # noqa: ASYNC251
+        time.sleep(0.16)  # noqa: ASYNC251
         return await super().read(keys)
 
 

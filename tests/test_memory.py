@@ -64,7 +64,7 @@ async def test_T2_overwriting_with_a_ttl_for_ever_keeps_no_trail_of_old_expiries
 @in_loop
 async def test_L2_the_first_listing_of_many_keys_lets_others_run() -> None:
     async with create_storage() as storage:
-        for start in range(0, 60_000, 5_000):
+        for start in range(0, 30_000, 5_000):
             await storage.set_items({f"k{number:07}": 1 for number in range(start, start + 5_000)})
         turns = 0
 
@@ -78,7 +78,7 @@ async def test_L2_the_first_listing_of_many_keys_lets_others_run() -> None:
         await asyncio.sleep(0)
         assert len(await storage.get_keys(limit=10)) == 10
         task.cancel()
-        assert turns > 20
+        assert turns > 10
 
 
 @in_loop
@@ -226,7 +226,7 @@ def test_L1_a_call_of_another_thread_that_comes_too_late_does_not_find_that_noth
 
 def _with_many_keys() -> Storage:
     driver = MemoryDriver()
-    for number in range(400_000):
+    for number in range(200_000):
         driver._put(f"k{number}", b"1", driver.clock() + 1_000_000)
     return create_storage().mount("m", driver)
 
@@ -255,12 +255,12 @@ async def test_L2_many_expiries_that_were_overwritten_do_not_hold_the_event_loop
     assert isinstance(driver, MemoryDriver)
 
     async def overwrite() -> None:
-        for number in range(430_000):
-            driver._put(f"k{number % 400_000}", b"2", driver.clock() + 2_000_000)
+        for number in range(215_000):
+            driver._put(f"k{number % 200_000}", b"2", driver.clock() + 2_000_000)
             if number % 1000 == 0:
                 await asyncio.sleep(0)
 
-    assert await _longest_step(overwrite()) < 0.03
+    assert await _longest_step(overwrite()) < 0.015
 
 
 @in_loop
@@ -268,7 +268,7 @@ async def test_L2_many_keys_with_an_expiry_are_freed_in_steps() -> None:
     for work in ("clear", "unmount"):
         storage = _with_many_keys()
         assert len(await storage.get_keys("m", limit=1)) == 1
-        assert await _longest_step(getattr(storage, work)("m")) < 0.03, work
+        assert await _longest_step(getattr(storage, work)("m")) < 0.01, work
 
 
 def _expected(driver: MemoryDriver) -> int:

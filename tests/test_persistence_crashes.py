@@ -235,8 +235,9 @@ AFTER_A_FORK = [append, fork_again, save, update, delete, clear, truncate]
 After = Callable[[Persistence, bool], Coroutine[Any, Any, None]]
 
 
+# Files are written key by key, as "steps" are; what is done on them beside a fork is tested by the crashes above.
 @pytest.mark.parametrize("then", AFTER_A_FORK)
-@pytest.mark.parametrize("stores", ["steps", "fs", "sqlite"], indirect=True)
+@pytest.mark.parametrize("stores", ["steps", "sqlite"], indirect=True)
 @in_loop
 async def test_P4_what_is_done_after_a_fork_that_crashed_holds_and_a_repair_leaves_it(
     stores: Callable[[], Store], then: After
@@ -283,7 +284,7 @@ async def repair(persistence: Persistence, existed: bool) -> None:
 
 
 @pytest.mark.parametrize("then", [*AFTER_A_FORK, repair])
-@pytest.mark.parametrize("stores", ["steps", "fs", "sqlite"], indirect=True)
+@pytest.mark.parametrize("stores", ["steps", "sqlite"], indirect=True)
 @in_loop
 async def test_P4_what_comes_between_two_steps_of_a_fork_holds(stores: Callable[[], Store], then: After) -> None:
     for steps in itertools.count():

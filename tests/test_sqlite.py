@@ -81,7 +81,7 @@ async def test_L2_a_file_locked_for_a_while_delays_and_neither_fails_nor_holds_t
             round_number += 1
             with ExitStack() as stack:
                 holder = await asyncio.to_thread(stack.enter_context, locked(tmp_path))
-                asyncio.get_running_loop().call_later(1.5, tell, holder, "release")
+                asyncio.get_running_loop().call_later(0.5, tell, holder, "release")
 
                 async def one(number: int) -> None:
                     await storage.set_item(f"key:{number}", round_number)
@@ -163,7 +163,7 @@ def test_A1_killed_writers_lose_nothing_acknowledged_and_leave_nothing_half_writ
     written: dict[str, int] = {}
     with ExitStack() as stack:
         running: list[tuple[str, subprocess.Popen[str]]] = []
-        for number in range(rounds(4) + 3):
+        for number in range(rounds(2) + 3):
             name = f"w{number}"
             running.append((name, stack.enter_context(process("sqlite_process.py", "write", path, name))))
             if len(running) < 4:
@@ -525,13 +525,15 @@ async def test_a_url_names_file_and_options(path: Path) -> None:
 
 @in_directory
 async def test_T2_expired_rows_leave_the_file_without_the_users_doing(path: Path) -> None:
-    async with opened(path) as storage:
-        await storage.set_items({f"gone:{number}": 1 for number in range(1500)}, ttl=0.01)
-        await storage.set_item("kept", 1, ttl=3600)
-        async with asyncio.timeout(10):
-            while len(rows(path)) > 1:
-                await asyncio.sleep(0.05)
-        assert await storage.get_keys() == ["kept"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvstore.expiry.INTERVAL", 0.05)
+        async with opened(path) as storage:
+            await storage.set_items({f"gone:{number}": 1 for number in range(1500)}, ttl=0.01)
+            await storage.set_item("kept", 1, ttl=3600)
+            async with asyncio.timeout(10):
+                while len(rows(path)) > 1:
+                    await asyncio.sleep(0.05)
+            assert await storage.get_keys() == ["kept"]
 
 
 @in_directory
@@ -540,11 +542,13 @@ async def test_T2_what_expired_while_nobody_was_there_leaves_soon_after_the_file
     driver.clock = FakeClock(1_000_000)
     async with create_storage(driver) as storage:
         await storage.set_items({f"gone:{number}": 1 for number in range(10)}, ttl=60)
-    async with opened(path) as storage:
-        assert await storage.get_keys() == []
-        async with asyncio.timeout(10):
-            while rows(path):
-                await asyncio.sleep(0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvstore.expiry.INTERVAL", 0.05)
+        async with opened(path) as storage:
+            assert await storage.get_keys() == []
+            async with asyncio.timeout(10):
+                while rows(path):
+                    await asyncio.sleep(0.05)
 
 
 @in_directory
