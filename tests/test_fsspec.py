@@ -268,7 +268,7 @@ def test_T1_expiry_goes_by_the_servers_clock(tmp_path: Path, monkeypatch: pytest
 async def test_R2_one_alone_of_those_who_remove_a_key_did_so(tmp_path: Path) -> None:
     async with opened(tmp_path) as one, opened(tmp_path) as two:
         added = removed = 0
-        for number in range(30):
+        for number in range(10):
             calls = [one.add_item("key", number), two.remove_item("key"), two.add_item("key", 1), one.remove_item("key")]
             said = await asyncio.gather(*calls)
             added, removed = added + said[0] + said[2], removed + said[1] + said[3]
@@ -281,7 +281,7 @@ async def test_R2_one_alone_of_those_who_remove_a_key_did_so(tmp_path: Path) -> 
 @in_loop
 async def test_T2_no_metadata_is_lost_that_is_set_while_another_overwrites_the_value(tmp_path: Path) -> None:
     async with opened(tmp_path) as one, opened(tmp_path) as two:
-        for number in range(20):
+        for number in range(8):
             await one.set_item("key", 0)
             await asyncio.gather(one.set_meta("key", {"n": number}), two.set_item("key", 1))
             meta = await one.get_meta("key")
@@ -545,7 +545,7 @@ async def test_a_server_killed_amid_writes_leaves_nobody_waiting(tmp_path: Path)
 @in_loop
 async def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on(tmp_path: Path) -> None:
     started, url = servers.start()
-    async with opened(tmp_path, url, timeout=2.0) as storage:
+    async with opened(tmp_path, url, timeout=1.0) as storage:
         await storage.set_items({f"key:{number}": 1 for number in range(10)})
         started.pause()
 

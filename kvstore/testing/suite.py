@@ -32,6 +32,9 @@ class DriverSuite(Keys, Values, Expiry, Metadata, Listing, DriverCalls, Conditio
         """All of section 1: Hypothesis looks for calls after which the storage and a model in memory differ."""
         machine = storage_machine(self.make_driver, store.path)
         quick = settings(
-            max_examples=store.times(25), stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=store.times(15),
+            stateful_step_count=15 if self.slow else 30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         )
         await asyncio.to_thread(run_state_machine_as_test, machine, settings=quick)
