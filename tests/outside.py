@@ -15,8 +15,6 @@ from typing import IO, Any
 
 import pytest
 
-from kvstore.testing.pauses import leaves_the_loop_free as leaves_the_loop_free
-
 DEADLINE = 120.0
 """Seconds that no process of a test takes."""
 HERE = Path(__file__).parent

@@ -92,9 +92,12 @@ def test_an_error_says_what_it_concerns() -> None:
 def test_a_long_message_is_cut_and_takes_no_time_to_look_through() -> None:
     """L2: whatever of a value or a path stands in it."""
     for text in ("x" * 10_000_000, "://:" * 1_000_000, "password" * 1_000_000, "a_token=" * 1_000_000):
-        before = time.process_time()
-        assert len(str(KVStoreError(text))) < 2_100
-        assert time.process_time() - before < 0.03
+        taken = []
+        for _ in range(3):
+            before = time.process_time()
+            assert len(str(KVStoreError(text))) < 2_100
+            taken.append(time.process_time() - before)
+        assert min(taken) < 0.03
 
 
 def test_what_an_error_knows_already_is_kept_in_the_copy_that_says_more() -> None:

@@ -236,31 +236,27 @@ async def test_exactly_one_of_many_tasks_and_drivers_adds_a_key(tmp_path: Path) 
 
 
 @server
-def test_T1_expiry_goes_by_the_servers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_T1_expiry_goes_by_the_servers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither seen as gone nor swept, early or late, by a program on a machine whose clock is wrong."""
     ahead, right = 0, time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: right() + ahead * 10**9)
 
-    @in_loop
-    async def main() -> None:
-        nonlocal ahead
-        for wrong in (3600, -3600):
+    for wrong in (3600, -3600):
+        ahead = 0
+        async with opened(tmp_path) as storage, opened(tmp_path) as other:
+            await storage.set_item("theirs", 1, ttl=600)
+            ahead = wrong
+            await other.get_item("connect")
+            await other.set_item("mine", 1, ttl=600)
+            assert await other.get_keys() == ["mine", "theirs"]
+            await other.get_mount("x").driver.sweep()
             ahead = 0
-            async with opened(tmp_path) as storage, opened(tmp_path) as other:
-                await storage.set_item("theirs", 1, ttl=600)
-                ahead = wrong
-                await other.get_item("connect")
-                await other.set_item("mine", 1, ttl=600)
-                assert await other.get_keys() == ["mine", "theirs"]
-                await other.get_mount("x").driver.sweep()
-                ahead = 0
-                assert await storage.get_items(["theirs", "mine"]) == {"theirs": 1, "mine": 1}
-                meta = await storage.get_meta("mine")
-                assert meta is not None
-                assert meta.expires_at is not None
-                assert abs((meta.expires_at - datetime.now(UTC)).total_seconds() - 600) < 10
-
-    main()
+            assert await storage.get_items(["theirs", "mine"]) == {"theirs": 1, "mine": 1}
+            meta = await storage.get_meta("mine")
+            assert meta is not None
+            assert meta.expires_at is not None
+            assert abs((meta.expires_at - datetime.now(UTC)).total_seconds() - 600) < 10
 
 
 @server
