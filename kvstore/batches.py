@@ -22,8 +22,8 @@ class WriteCall(Protocol):
     def __call__(self, writes: Sequence[Write], expect: Expect | None = None) -> Awaitable[list[bool] | None]: ...
 
 
-Again = Callable[[Read, WriteCall], Awaitable[list[bool] | None]]
-"""What is still to be tried of a write after its `expect` did not hold."""
+Again = Callable[[Read, WriteCall, Sequence[Write]], Awaitable[list[bool] | None]]
+"""What is still to be tried of writes after their `expect` did not hold."""
 
 
 class Call(Generic[R]):
@@ -109,7 +109,10 @@ async def _write(driver: Driver, calls: Sequence[Call[Any]]) -> list[Any]:
         outcomes[:0] = answers
     for place, call in enumerate(calls):
         if outcomes[place] is None and call.again is not None:
-            outcomes[place] = await call.again(driver.read, driver.write)
+            try:
+                outcomes[place] = await call.again(driver.read, driver.write, call.writes)
+            except Exception as error:  # its own, and the others took effect
+                outcomes[place] = error
     return outcomes
 
 

@@ -19,18 +19,20 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 from kvstore.batches import MAX_BATCH_KEYS, Again, Call, Kind, carry_out, weight
 from kvstore.clock import Clock
-from kvstore.driver import NOT_NOW, Driver, Expect, NotNow, Write
-from kvstore.errors import UnsupportedOperation, backend_error
+from kvstore.driver import NOT_NOW, Driver, Expect, NotNow, Tell, Write
+from kvstore.errors import BackendError, BackendUnavailable, UnsupportedOperation, backend_error
 
 ANSWERS_PER_PASS = 200
+_WINDOW = 500
+"""How many of the waiting calls are looked at to see which may start: or each batch of a crowd on one key would look at all."""
 _ROUNDED = 2
 """Milliseconds."""
 
-Notify = Callable[[Sequence[Write], Sequence[bool]], None]
 Turn = Call[None]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,7 +69,7 @@ class Coalescer:
         self._read_now = driver.read_now if goes_with(driver, "read_now", "read") else None
         self._write_now = driver.write_now if goes_with(driver, "write_now", "write") else None
         self._connected = connected
-        self._notify: Notify | None = None
+        self._notify: Tell | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._reset()
@@ -83,7 +85,7 @@ class Coalescer:
         self._dispatching = False
         self._crowded = False  # the last batch had several calls
 
-    def on_write(self, notify: Notify | None) -> None:
+    def on_write(self, notify: Tell | None) -> None:
         """`notify` is called with each batch of writes that took effect, once its caller may know."""
         self._notify = notify
 
@@ -186,7 +188,9 @@ class Coalescer:
             finally:
                 self._end(turn)
 
-        return asyncio.shield(self._task(run()))
+        task = self._task(run())
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # maybe nobody waits for it any more
+        return asyncio.shield(task)
 
     # Calls that can't be merged
 
@@ -230,17 +234,11 @@ class Coalescer:
 
     def _end(self, turn: Turn) -> None:
         """Of a turn that was taken, or is not waited for any more."""
-        following = self._alive(turn)
-        if turn in self._turns:
+        if turn in self._turns:  # else it is passed by where it waits
             del self._turns[turn]
-            if following is not None:
+            if (following := self._alive(turn)) is not None:
                 self._turns[following] = None
                 following.done.set_result(None)
-        elif turn in self._pending:
-            place = self._pending.index(turn)
-            del self._pending[place]
-            if following is not None:
-                self._pending.insert(place, following)
         if self._turn_over is not None and not self._turn_over.done():
             self._turn_over.set_result(None)
         if self._pending:
@@ -299,14 +297,15 @@ class Coalescer:
                 self._postpone(moved)
             self._loop = loop
             self._connected()
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            known = backend_error(error if isinstance(error, Exception) else BackendUnavailable("connecting was cancelled"))
             waiting, self._pending = self._pending, deque()
             self._last.clear()
             for call in waiting:
                 one: Call[Any] | None = call
                 while one is not None:
                     if not one.done.done():
-                        one.done.set_exception(backend_error(error))
+                        one.done.set_exception(known)
                     one = one.then
         finally:
             if self._connecting is not None and self._connecting.get_loop() is loop:  # it may end after its event loop
@@ -389,7 +388,7 @@ class Coalescer:
         self._dispatching = False
         if self._connecting is not None or not self._pending:
             return
-        kinds = {call.kind for call in self._pending}
+        kinds = {call.kind for call in islice(self._pending, _WINDOW)}
         if len(kinds) == 1 and "turn" not in kinds and not self._turns and not (self._flying and self._flying.keys() != kinds):
             [kind] = kinds
             self._dispatch_alike(kind)
@@ -404,7 +403,9 @@ class Coalescer:
             calls: list[Call[Any]] = []
             waiting: list[Call[Any]] = []
             room, share = MAX_BATCH_KEYS, self._share(kind, len(self._pending))
-            while self._pending and room > 0 and len(calls) < share:
+            while self._pending and room > 0 and len(calls) < share and len(waiting) < _WINDOW:
+                if self._pending[0].kind != kind:
+                    break
                 call = self._pending.popleft()
                 if call.done.done():  # cancelled before it began
                     continue
@@ -436,11 +437,14 @@ class Coalescer:
             elif turn.keys is not None:  # a listing holds nobody up
                 read.add(turn.keys)
         batches: dict[Kind, list[Call[Any]]] = {"read": [], "has": [], "write": []}
-        kinds = Counter(call.kind for call in self._pending)
+        rest = self._pending
+        window = [rest.popleft() for _ in range(min(_WINDOW, len(rest)))]
+        kinds = Counter(call.kind for call in window)
+        turns = len(self._turns)
         share = {kind: 0 if self._is_full(kind) else self._share(kind, kinds[kind]) for kind in batches}
         room: dict[Kind, int] = dict.fromkeys(batches, MAX_BATCH_KEYS)
-        waiting: deque[Call[Any]] = deque()
-        for call in self._pending:
+        waiting: list[Call[Any]] = []
+        for call in window:
             if call.done.done():  # cancelled before it began
                 if call.kind != "turn" or (alive := self._alive(call)) is None:
                     continue
@@ -448,6 +452,7 @@ class Coalescer:
             kind, keys, mutates = call.kind, call.keys, call.mutates
             if keys is None or kind == "turn":
                 start = not (written.touches(keys) or (mutates and read.touches(keys)))
+                start = start and len(self._turns) < turns + ANSWERS_PER_PASS
                 if start:
                     self._turns[call] = None
                     call.done.set_result(None)
@@ -471,7 +476,9 @@ class Coalescer:
             elif kind != "turn":
                 batches[kind].append(call)
                 room[kind] -= weight(call)
-        self._pending = waiting
+        rest.extendleft(reversed(waiting))
+        if self._pending and len(self._turns) >= turns + ANSWERS_PER_PASS:
+            self._dispatch_soon()
         for kind, calls in batches.items():
             if calls:
                 self._start(kind, calls)
@@ -491,8 +498,11 @@ class Coalescer:
         return task
 
     async def _fly(self, kind: Kind, calls: list[Call[Any]], keys: Collection[str]) -> None:
+        outcomes: Sequence[Any] = ()
         try:
             outcomes = await carry_out(self._driver, kind, calls)
+        except asyncio.CancelledError:  # by the driver itself, or at the end of the event loop
+            outcomes = [BackendError("the call was cancelled by the driver; whether it was done is not known")] * len(calls)
         finally:
             self._remove(kind, keys)
         if len(self._pending) >= len(calls):  # else it waits for those who are answered now, and may come again

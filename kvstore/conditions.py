@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import random
 from typing import Any
 
@@ -23,7 +23,7 @@ async def write_if(mount: Mount, writes: list[Write], expect: Expect) -> bool:
     if all(data is None for data in expect.values()):
         return await mount.write(writes, expect) is not None
 
-    async def again(read: Read, write: WriteCall) -> list[bool] | None:
+    async def again(read: Read, write: WriteCall, writes: Sequence[Write]) -> list[bool] | None:
         """The same value may be stored in other bytes, with its members in another order."""
         while True:
             found = dict(zip(expect, await read(list(expect)), strict=True))

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Self
 
 from kvstore.clock import now_ms
-from kvstore.errors import BackendTimeout, BackendUnavailable, ConfigError, KVStoreError, UnsupportedOperation
+from kvstore.errors import BackendTimeout, BackendUnavailable, ConfigError, KVStoreError, UnsupportedOperation, backend_error
+from kvstore.keys import after_all, is_key
 
 Write = tuple[str, bytes | None, int | None]
 """(key, bytes or None to remove, when it expires in milliseconds since 1970 or None for never)."""
 Expect = Mapping[str, bytes | None]
 """Key to the exact bytes that must be there, None: the key must be absent."""
+Tell = Callable[[Sequence[Write], Sequence[bool]], None]
+"""Is told the writes that took effect, and which of their keys were there before."""
 Batch = tuple[Sequence[Write], Expect | None]
 """The arguments of one `Driver.write`."""
 
@@ -190,8 +193,8 @@ class Driver(ABC):
                 results.append(await self.write(writes, expect))
             except (BackendUnavailable, BackendTimeout) as error:  # each of the others would wait as long for nothing
                 return results + [error] * (len(batches) - len(results))
-            except KVStoreError as error:
-                results.append(error)
+            except Exception as error:
+                results.append(backend_error(error))
         return results
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
@@ -234,6 +237,18 @@ class Driver(ABC):
         while page := await self.scan(prefix, after=after, limit=PAGE, reverse=False):
             removed = await self.write([(key, None, None) for key in page])
             total, after = total + sum(removed or ()), page[-1]
+        return total
+
+    async def clear_and_tell(self, prefix: str, masked: tuple[str, ...], tell: Tell) -> int:
+        """`clear` that leaves what starts with one of `masked`, and calls `tell` with the removals and what they found."""
+        total, after = 0, None
+        while page := await self.scan(prefix, after=after, limit=PAGE, reverse=False):
+            after = next((after_all(hidden) for hidden in masked if page[-1].startswith(hidden)), page[-1])
+            kept = (key for key in page if not key.startswith(masked) and is_key(key, at_root=self.at_root))
+            writes: list[Write] = [(key, None, None) for key in kept]
+            found = await self.write(writes) if writes else []
+            tell(writes, found or [])
+            total += sum(found or ())
         return total
 
     async def sweep(self) -> int | None:

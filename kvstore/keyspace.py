@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from kvstore.driver import PAGE, Write
@@ -77,16 +78,17 @@ class Keyspace:
     async def read(self, operation: str, keys: Iterable[str]) -> dict[str, bytes | None]:
         """The bytes of `keys` by outward key, in the order asked."""
         self.check_open(operation)
-        keys = list(many(operation, keys))
-        shares = {mount: list(inner) for mount, inner in self.by_mount(operation, keys).items()}
+        routes = [self.located(operation, key) for key in many(operation, keys)]
+        shares: dict[Mount, dict[str, None]] = {}
+        for mount, inner in routes:
+            shares.setdefault(mount, {})[inner] = None
         found = await on_each(
             shares,
-            lambda mount: mount.read_soon(shares[mount]),
-            lambda mount, error: self.among(error, operation, shares[mount], mount),
+            lambda mount: mount.read_soon([*shares[mount]]),
+            lambda mount, error: self.among(error, operation, [*shares[mount]], mount),
         )
-        by_route = {mount: dict(zip(shares[mount], data, strict=True)) for mount, data in found.items()}
-        routes = [self.locate(key) for key in keys]
-        return {self.outward(mount, inner): by_route[mount][inner] for mount, inner in routes}
+        data = {mount: dict(zip(shares[mount], found[mount], strict=True)) for mount in shares}
+        return {self.outward(mount, inner): data[mount][inner] for mount, inner in routes}
 
     def plan(self, operation: str, items: Mapping[str, object], removes: Iterable[str], ttl: Ttl) -> Plan:
         """What to write where, checked as a whole before anything is touched."""
@@ -165,18 +167,18 @@ async def on_each(
 ) -> dict[Mount, T]:
     """What a call gives on each of several mounts. All go to their end, then the first error is raised, as `at` tells it."""
     outcomes: dict[Mount, Any] = {}
+    waiting: dict[Mount, Awaitable[T]] = {}
     for mount in mounts:
         try:
-            outcomes[mount] = begin(mount)
-        except KVStoreError as error:
+            begun = begin(mount)
+            if inspect.iscoroutine(begun):  # of a driver that never waits
+                waiting[mount] = _Begun(begun)
+            else:
+                waiting[mount] = begun
+        except StopIteration as done:
+            outcomes[mount] = done.value
+        except Exception as error:
             outcomes[mount] = error
-    for mount, begun in outcomes.items():
-        if inspect.iscoroutine(begun):  # of a driver that never waits, where it begins only now
-            try:
-                outcomes[mount] = await begun
-            except Exception as error:
-                outcomes[mount] = error
-    waiting = {mount: begun for mount, begun in outcomes.items() if isinstance(begun, asyncio.Future)}
     if waiting:
         outcomes |= zip(waiting, await asyncio.gather(*waiting.values(), return_exceptions=True), strict=True)
     for mount, outcome in outcomes.items():
@@ -186,6 +188,28 @@ async def on_each(
         if isinstance(outcome, BaseException):
             raise outcome
     return outcomes
+
+
+class _Begun(Awaitable[Any]):
+    """A coroutine that was run up to where it waits for the first time. Raises `StopIteration` where it does not wait."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+        self._waited = coroutine.send(None)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        waited, coroutine = self._waited, self._coroutine
+        while True:
+            try:
+                sent = yield waited
+            except BaseException as error:
+                step = partial(coroutine.throw, error)
+            else:
+                step = partial(coroutine.send, sent)
+            try:
+                waited = step()
+            except StopIteration as done:
+                return done.value
 
 
 def many(operation: str, keys: Iterable[str]) -> Iterable[str]:

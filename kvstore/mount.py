@@ -11,10 +11,10 @@ from typing import Any, NoReturn, TypeVar
 from kvstore.batches import Again, Read, WriteCall
 from kvstore.clock import Clock
 from kvstore.coalesce import Coalescer, goes_with
-from kvstore.driver import NOT_NOW, PAGE, Capabilities, Driver, Expect, NotNow, Write
+from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Write
 from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation, backend_error
 from kvstore.expiry import Sweeper
-from kvstore.keys import after_all, below, is_key
+from kvstore.keys import below
 from kvstore.values import Ttl, check_ttl, expiry
 from kvstore.watch import Listener, Watchers
 
@@ -117,21 +117,13 @@ class Mount:
     async def _clear(self, prefix: str, masked: tuple[str, ...]) -> int:
         if not masked and not self._watchers.listeners:
             return await self.driver.clear(prefix)
-        total, after = 0, None
-        while page := await self.driver.scan(prefix, after=after, limit=PAGE, reverse=False):
-            after = next((after_all(hidden) for hidden in masked if page[-1].startswith(hidden)), page[-1])
-            kept = (key for key in page if not key.startswith(masked) and is_key(key, at_root=not self.base))
-            writes: list[Write] = [(key, None, None) for key in kept]
-            found = await self.driver.write(writes) if writes else []
-            self._told(writes, found or ())
-            total += sum(found or ())
-        return total
+        return await self.driver.clear_and_tell(prefix, masked, self._told)
 
     async def write_if(self, writes: Sequence[Write], expect: Expect, again: Again) -> list[bool] | None:
         """A write with a condition, and `again` where it did not hold, before any later call on the same keys."""
         if self._coalescer is None:
             found = await self.write(writes, expect)
-            return await again(self.read, self.write) if found is None else found
+            return await again(self.read, self.write, writes) if found is None else found
         self.check_open()
         return await self._coalescer.write(writes, expect, again=again)
 
@@ -205,6 +197,15 @@ class Mount:
         # In place of the calls, so that they need not ask.
         self.read = self.has = self.write = self.read_now = self.write_now = refuse
 
+    @property
+    def is_closing(self) -> bool:
+        """It was begun to close, and may be over."""
+        return self._closing is not None
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closing is not None and self._closing.done()
+
     def close(self, *, driver: bool = True) -> asyncio.Task[None]:
         """Begins to close, and with `driver` the driver too: once, and to its end, whoever stops waiting for it."""
         closing = self._closing
@@ -241,8 +242,9 @@ async def close_all(mounts: Iterable[Mount], *, drivers: bool = True) -> None:
     closings = [closing for closing in [mount.close(driver=drivers) for mount in mounts] if not closing.done()]
     if closings:
         await asyncio.wait(closings)
-    for closing in closings:
-        closing.result()
+    errors = [error for closing in closings if not closing.cancelled() and (error := closing.exception()) is not None]
+    if errors:
+        raise errors[0]
 
 
 def _read_later(key: str) -> NotNow:

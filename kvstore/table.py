@@ -31,6 +31,7 @@ class MountTable:
         self.watchers = Watchers()
         self.closed = False
         self._mounts: list[Mount] = []  # by prefix
+        self._leaving: list[Mount] = []  # those that were taken away
         self._last: list[Mount] = []  # those that there were when it was closed
         self._parents: dict[Mount, Mount | None] = {}
         # The first owner keeps the keys before all cuts, each other one those from its cut on.
@@ -87,6 +88,7 @@ class MountTable:
             if mount.base == base:
                 self._arrange([other for other in self._mounts if other is not mount])
                 mount.retire("the mount was taken away")
+                self._leaving = [*(other for other in self._leaving if not other.is_closed), mount]
                 return mount
         raise ConfigError("nothing is mounted here", mount=base)
 
@@ -97,9 +99,10 @@ class MountTable:
     def close(self) -> list[Mount]:
         """Every call from now on raises `ClosedError`. Returns the mounts that there were."""
         if not self.closed:
-            self.closed, self._last = True, self._mounts
+            mounts = self._mounts
+            self.closed, self._last = True, [*mounts, *(mount for mount in self._leaving if mount.is_closing)]
             self._arrange([])
-            for mount in self._last:
+            for mount in mounts:
                 mount.retire("the storage is closed")
             self.watchers.end()
         return self._last

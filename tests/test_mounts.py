@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from unittest import mock
 
 import pytest
+from fakes import Queued
 from running import in_loop
 
 from kvstore import (
@@ -54,6 +56,54 @@ async def test_a_listing_to_a_depth_does_not_read_what_lies_deeper() -> None:
         driver.scanned = 0
         assert sorted(await storage.get_keys(max_depth=0, reverse=reverse)) == ["a", "z"]
         assert driver.scanned < 3_000
+
+
+@in_loop
+async def test_A3_a_clear_spares_what_is_set_after_it_on_every_mount_of_memory() -> None:
+    for is_watched in (False, True):
+        storage = create_storage().mount("a", "memory").mount("b:c", "memory")
+        await storage.set_items({"x": 1, "a:x": 1, "b:c:x": 1})
+        async with AsyncExitStack() as stack:
+            if is_watched:
+                await stack.enter_async_context(storage.watch())
+            cleared, *_ = await asyncio.gather(
+                storage.clear(), *(storage.set_item(key, 2) for key in ("y", "x", "a:x", "a:y", "b:c:x"))
+            )
+        assert cleared == 3
+        assert await storage.get_items(["y", "x", "a:x", "a:y", "b:c:x"]) == dict.fromkeys(["y", "x", "a:x", "a:y", "b:c:x"], 2)
+
+
+@in_loop
+async def test_a_mount_that_comes_while_keys_are_read_changes_nothing_of_the_answer() -> None:
+    class Slow(Queued):
+        async def before(self, call: str, keys: Sequence[str]) -> None:
+            await asyncio.sleep(0.001)
+
+    storage = create_storage(Slow())
+    await storage.set_items({"a:x": 1, "y": 2})
+    reading = asyncio.create_task(storage.get_items(["a:x", "y"]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    storage.mount("a", "memory")
+    assert await reading == {"a:x": 1, "y": 2}
+
+
+@in_loop
+async def test_L1_closing_waits_for_a_mount_that_was_being_taken_away() -> None:
+    class Slow(MemoryDriver):
+        closed = False
+
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.01)
+            self.closed = True
+
+    storage = create_storage().mount("a", driver := Slow())
+    leaving = asyncio.create_task(storage.unmount("a"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await storage.aclose()
+    assert driver.closed
 
 
 @in_loop

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from sortedcontainers import SortedList
 
 from kvstore.budget import TickBudget
-from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Stat, Write
+from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Stat, Tell, Write
 from kvstore.drivers._memory.expiries import Expiries
 from kvstore.drivers._memory.lock import Lock
 from kvstore.errors import ClosedError, ConfigError
@@ -188,7 +188,14 @@ class MemoryDriver(Driver):
     async def clear(self, prefix: str) -> int:
         if not prefix:
             return await self._free(*await self._budget.run(lambda: self._taken({})))
+        return await self._cleared(prefix, (), lambda _, __: None)
+
+    async def clear_and_tell(self, prefix: str, masked: tuple[str, ...], tell: Tell) -> int:
+        return await self._cleared(prefix, masked, tell)
+
+    async def _cleared(self, prefix: str, masked: tuple[str, ...], tell: Tell) -> int:
         count, held = 0, False
+        behind: str | None = prefix
 
         def hold() -> None:  # what is written from now on stays
             nonlocal held
@@ -197,25 +204,33 @@ class MemoryDriver(Driver):
 
         try:
             await self._budget.run(hold)
-            while (removed := self._clear_some(prefix)) is None or removed:
-                count += removed or 0
-                await asyncio.sleep(0)
+            while behind is not None:
+                if (cleared := self._clear_some(prefix, behind, masked)) is not None:
+                    gone, behind = cleared
+                    tell([(key, None, None) for key in gone], [True] * len(gone))
+                    count += len(gone)
+                if behind is not None:
+                    await asyncio.sleep(0)
         finally:
             if held:
                 self._budget.release()
         return count
 
-    def _clear_some(self, prefix: str) -> int | None:
+    def _clear_some(self, prefix: str, behind: str, masked: tuple[str, ...]) -> tuple[list[str], str | None] | None:
+        """Removes some keys from `behind` on. Returns which, and where to go on, if anywhere. None: there is no index yet."""
         with self._lock:
             index = self._settled()
             if index is None:
                 return None
-            start, stop = _range(index, prefix)
-            stop = min(stop, start + _STEP)
-            for key in index[start:stop]:
+            start, stop = index.bisect_left(behind), index.bisect_left(past(prefix))
+            some = index[start : min(stop, start + _STEP)]
+            gone = [key for key in some if not key.startswith(masked)]
+            for key in gone:
                 del self._entries[key]
-            del index[start:stop]
-        return stop - start
+            del index[start : start + len(some)]
+            if len(gone) < len(some):
+                index.update(set(some).difference(gone))
+            return gone, some[-1] + "\0" if stop > start + _STEP else None
 
     def _taken(self, entries: _Entries) -> tuple[_Entries, Expiries, int]:
         """All there is, in place of which there is nothing but `entries` from now on, and when."""

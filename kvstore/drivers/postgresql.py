@@ -181,7 +181,7 @@ class _Postgresql(Server):
         while found is not None and not isinstance(getattr(found, "sqlstate", None), str):
             found = getattr(found, "orig", None) or found.__cause__
         if found is None:
-            is_broken = type(error).__name__ in ("InterfaceError", "ConnectionDoesNotExistError")
+            is_broken = type(error).__name__ in ("InterfaceError", "InternalClientError", "ConnectionDoesNotExistError")
             return (
                 Fault(BackendUnavailable, f"the connection to PostgreSQL failed: {error}", usable=False) if is_broken else None
             )
