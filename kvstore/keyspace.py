@@ -64,8 +64,10 @@ class Keyspace:
         return route
 
     def located(self, operation: str, key: str) -> Route:
-        with during(operation, key):
+        try:  # `during` would take 2 µs a key
             return self.locate(key)
+        except KVStoreError as error:
+            raise error.at(operation, key) from error.__cause__
 
     def by_mount(self, operation: str, keys: Iterable[str]) -> dict[Mount, dict[str, str]]:
         """By mount: inner key to outward key, in the order asked."""
@@ -82,9 +84,10 @@ class Keyspace:
         shares: dict[Mount, dict[str, None]] = {}
         for mount, inner in routes:
             shares.setdefault(mount, {})[inner] = None
+        is_one = len(shares) == 1  # and read in its caller's own task, which saves 30 µs
         found = await on_each(
             shares,
-            lambda mount: mount.read_soon([*shares[mount]]),
+            lambda mount: (mount.read if is_one else mount.read_soon)([*shares[mount]]),
             lambda mount, error: self.among(error, operation, [*shares[mount]], mount),
         )
         data = {mount: dict(zip(shares[mount], found[mount], strict=True)) for mount in shares}
