@@ -17,6 +17,8 @@ PEERS = (
     "aiocache", "aiosqlite", "agno", "asyncmy", "asyncpg", "cashews", "fsspec", "google-adk", "langgraph-checkpoint-sqlite",
     "obstore", "openai-agents", "opendal", "orjson", "py-key-value-aio", "redis", "SQLAlchemy", "strands-agents",
 )  # fmt: skip
+WHAT = ("kvstore", "persistence", "benchmarks", ":!benchmarks/results")
+"""What a run depends on. Its own results are written as it goes on."""
 
 
 def describe() -> dict[str, Any]:
@@ -27,9 +29,7 @@ def describe() -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": _said("git", "rev-parse", "--short", "HEAD"),
-        "changed": bool(
-            _said("git", "status", "--porcelain", "--untracked-files=no", "--", "kvstore", "persistence", "benchmarks")
-        ),
+        "changed": bool(_said("git", "status", "--porcelain", "--untracked-files=no", "--", *WHAT)),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
