@@ -84,12 +84,18 @@ class Keyspace:
         shares: dict[Mount, dict[str, None]] = {}
         for mount, inner in routes:
             shares.setdefault(mount, {})[inner] = None
-        is_one = len(shares) == 1  # and read in its caller's own task, which saves 30 µs
-        found = await on_each(
-            shares,
-            lambda mount: (mount.read if is_one else mount.read_soon)([*shares[mount]]),
-            lambda mount, error: self.among(error, operation, [*shares[mount]], mount),
-        )
+        if len(shares) == 1:  # in its caller's own task, which saves 30 µs
+            [(mount, keys_of)] = shares.items()
+            try:
+                found = {mount: await mount.read([*keys_of])}
+            except KVStoreError as error:
+                raise self.among(error, operation, [*keys_of], mount) from error.__cause__
+        else:
+            found = await on_each(
+                shares,
+                lambda mount: mount.read_soon([*shares[mount]]),
+                lambda mount, error: self.among(error, operation, [*shares[mount]], mount),
+            )
         data = {mount: dict(zip(shares[mount], found[mount], strict=True)) for mount in shares}
         return {self.outward(mount, inner): data[mount][inner] for mount, inner in routes}
 
