@@ -31,7 +31,7 @@ ANSWERS_PER_PASS = 200
 _WINDOW = 500
 """How many of the waiting calls are looked at to see which may start: or each batch of a crowd on one key would look at all."""
 _ROUNDED = 2
-"""Milliseconds."""
+"""Milliseconds that two readings of a clock may differ by for their rounding."""
 
 Turn = Call[None]
 T = TypeVar("T")
@@ -334,8 +334,10 @@ class Coalescer:
         return asyncio.get_running_loop().create_future()
 
     def _queued(self, call: Call[R]) -> asyncio.Future[R]:
-        self._pending.append(call)
-        if self._last and call.turn is None:
+        if call.turn is not None:  # which has its keys, and others wait for its end: so before them all
+            self._pending.appendleft(call)
+        else:
+            self._pending.append(call)
             self._last.clear()
         if not self._is_full(call.kind):
             self._dispatch_soon()
@@ -394,6 +396,8 @@ class Coalescer:
             self._dispatch_alike(kind)
         else:
             self._dispatch_unlike()
+        if self._pending and not (self._flying or self._turns):  # all that was looked at had been cancelled
+            self._dispatch_soon()
 
     def _dispatch_alike(self, kind: Kind) -> None:
         """Where all that wait, and all that fly, are of one kind, as most often in a crowd."""
@@ -498,7 +502,7 @@ class Coalescer:
         return task
 
     async def _fly(self, kind: Kind, calls: list[Call[Any]], keys: Collection[str]) -> None:
-        outcomes: Sequence[Any] = ()
+        outcomes: Sequence[Any]
         try:
             outcomes = await carry_out(self._driver, kind, calls)
         except asyncio.CancelledError:  # by the driver itself, or at the end of the event loop

@@ -345,6 +345,37 @@ async def test_those_who_wait_for_a_key_are_not_forgotten_when_others_give_up() 
 
 
 @in_loop
+async def test_a_crowd_that_waits_for_a_key_does_not_hold_up_the_update_that_it_waits_for() -> None:
+    driver = Recording()
+    storage = create_storage(driver)
+    await storage.set_item("key", 0)
+    async with asyncio.timeout(20):
+        updated, *_ = await asyncio.gather(
+            storage.update_item("key", lambda value: value + 1), *(storage.set_item("key", number) for number in range(2_000))
+        )
+    assert (updated, await storage.get_item("key")) == (1, 1_999)
+
+
+@pytest.mark.parametrize("first", ["reads", "reads and writes"])
+@in_loop
+async def test_those_behind_a_crowd_that_gave_up_are_not_forgotten(first: str) -> None:
+    driver = Recording()
+    storage, flying = await _busy(driver, "write")
+    crowd: list[asyncio.Task[object]] = [asyncio.create_task(storage.get_item("first")) for _ in range(2_000)]
+    if first != "reads":
+        crowd += [asyncio.create_task(storage.set_item("first", 1)) for _ in range(10)]
+    last = asyncio.create_task(storage.set_item("first", "last"))
+    await _settle()
+    for task in crowd:
+        task.cancel()
+    await _settle()
+    driver.gate.set()
+    async with asyncio.timeout(20):
+        await asyncio.gather(flying, last)
+    assert await storage.get_item("first") == "last"
+
+
+@in_loop
 async def test_a_failed_connect_is_told_to_those_too_who_wait_for_each_other() -> None:
     driver = Recording()
     storage = create_storage(driver)
