@@ -198,11 +198,6 @@ class Mount:
         self.read = self.has = self.write = self.read_now = self.write_now = refuse
 
     @property
-    def is_closing(self) -> bool:
-        """It was begun to close, and may be over."""
-        return self._closing is not None
-
-    @property
     def is_closed(self) -> bool:
         return self._closing is not None and self._closing.done()
 

@@ -100,7 +100,7 @@ class MountTable:
         """Every call from now on raises `ClosedError`. Returns the mounts that there were."""
         if not self.closed:
             mounts = self._mounts
-            self.closed, self._last = True, [*mounts, *(mount for mount in self._leaving if mount.is_closing)]
+            self.closed, self._last = True, [*mounts, *self._leaving]
             self._arrange([])
             for mount in mounts:
                 mount.retire("the storage is closed")

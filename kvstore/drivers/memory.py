@@ -188,12 +188,9 @@ class MemoryDriver(Driver):
     async def clear(self, prefix: str) -> int:
         if not prefix:
             return await self._free(*await self._budget.run(lambda: self._taken({})))
-        return await self._cleared(prefix, (), lambda _, __: None)
+        return await self.clear_and_tell(prefix, (), lambda _, __: None)
 
     async def clear_and_tell(self, prefix: str, masked: tuple[str, ...], tell: Tell) -> int:
-        return await self._cleared(prefix, masked, tell)
-
-    async def _cleared(self, prefix: str, masked: tuple[str, ...], tell: Tell) -> int:
         count, held = 0, False
         behind: str | None = prefix
 
