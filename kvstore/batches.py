@@ -29,7 +29,7 @@ Again = Callable[[Read, WriteCall, Sequence[Write]], Awaitable[list[bool] | None
 class Call(Generic[R]):
     """A call that waits, or is under way."""
 
-    __slots__ = ("again", "done", "expect", "keys", "kind", "mutates", "then", "turn", "writes")
+    __slots__ = ("again", "done", "expect", "keys", "kind", "mutates", "then", "turn", "weight", "writes")
 
     def __init__(
         self,
@@ -51,16 +51,15 @@ class Call(Generic[R]):
         self.turn = turn  # made inside this turn, which holds its keys already
         self.again = again
         self.then: Call[None] | None = None  # of a turn: the next one on its key, which follows it directly
+        self.weight = _weight(writes) if writes else len(keys or ())
 
 
-def weight(call: Call[Any]) -> int:
+def _weight(writes: Sequence[Write]) -> int:
     """The share of a batch that a call takes, so that neither many keys nor large values make a batch too long."""
-    if not call.writes:
-        return len(call.keys or ())
-    if len(call.writes) == 1:
-        return 1 + len(call.writes[0][1] or b"") // _BYTES_PER_KEY
-    size = sum(len(data) for _, data, _ in call.writes if data is not None)
-    return max(len(call.writes), size // _BYTES_PER_KEY)
+    if len(writes) == 1:
+        return 1 + len(writes[0][1] or b"") // _BYTES_PER_KEY
+    size = sum(len(data) for _, data, _ in writes if data is not None)
+    return max(len(writes), size // _BYTES_PER_KEY)
 
 
 async def carry_out(driver: Driver, kind: Kind, calls: Sequence[Call[Any]]) -> Sequence[Any]:
@@ -68,9 +67,12 @@ async def carry_out(driver: Driver, kind: Kind, calls: Sequence[Call[Any]]) -> S
     try:
         if kind == "write":
             return await _write(driver, calls)
-        keys = list(dict.fromkeys(key for call in calls for key in call.keys or ()))
+        keys = list(dict.fromkeys([key for call in calls for key in call.keys or ()]))
         ask: Callable[[Sequence[str]], Awaitable[list[Any]]] = driver.read if kind == "read" else driver.has
-        found = dict(zip(keys, await ask(keys), strict=True))
+        answers = await ask(keys)
+        if len(keys) == len(calls) == sum([call.weight for call in calls]):  # each asks for one of its own, as most often
+            return [[answer] for answer in answers]
+        found = dict(zip(keys, answers, strict=True))
         return [[found[key] for key in call.keys or ()] for call in calls]
     except Exception as error:
         known = backend_error(error)

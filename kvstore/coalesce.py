@@ -4,8 +4,8 @@ Idle, a call goes straight through to the driver in its caller's task. Busy, cal
 whenever a batch ends, all that may start now start together: reads as one `read`, writes as one `write`. A call may start
 when no earlier, unfinished call concerns the same key and one of the two writes; so calls on one key take effect in order.
 
-A write whose caller is cancelled goes on, so that it never happens after a later one: it runs in a task of its own, unless
-its driver sees to that (`Driver.cancellable`).
+A write whose caller is cancelled never happens after a later call: it goes on in a task of its own, or else its driver says
+when it can't happen any more (`Driver.settle`), and what comes later on its keys waits for that.
 
 A driver may have several lanes: then a crowd is parted among them, so that neither it nor its server waits idle for the other.
 After a batch of several calls the next one waits for the end of its pass of the event loop, for those who were answered
@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from asyncio import get_running_loop
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
-from itertools import islice
+from contextlib import asynccontextmanager, suppress
+from itertools import chain, islice
 from typing import Any, TypeVar
 
-from kvstore.batches import MAX_BATCH_KEYS, Again, Call, Kind, carry_out, weight
+from kvstore.batches import MAX_BATCH_KEYS, Again, Call, Kind, carry_out
 from kvstore.clock import Clock
 from kvstore.driver import NOT_NOW, Driver, Expect, NotNow, Tell, Write
 from kvstore.errors import BackendError, BackendUnavailable, UnsupportedOperation, backend_error
@@ -65,7 +66,8 @@ class Coalescer:
     def __init__(self, driver: Driver, connected: Callable[[], None] = lambda: None) -> None:
         self._driver = driver
         self._lanes = driver.lanes
-        self._shields = not driver.cancellable
+        self._shields = True  # what its driver can't settle
+        self._settles = type(driver).settle is not Driver.settle
         self._read_now = driver.read_now if goes_with(driver, "read_now", "read") else None
         self._write_now = driver.write_now if goes_with(driver, "write_now", "write") else None
         self._connected = connected
@@ -93,7 +95,8 @@ class Coalescer:
 
     def read_now(self, key: str) -> bytes | NotNow | Awaitable[list[bytes | None]] | None:
         """`Driver.read_now`, where nothing is under way. In a crowd what to wait for, without a coroutine on the way."""
-        if self._loop is not asyncio.get_running_loop():
+        loop = self._loop
+        if loop is None or loop is not get_running_loop():
             return NOT_NOW
         if not (self._pending or self._flying or self._turns):
             if self._read_now is not None:
@@ -107,11 +110,12 @@ class Coalescer:
                 return NOT_NOW
         elif not (self._pending or self._crowded or self._is_full("read")):
             return NOT_NOW
-        return self._queued(Call("read", (key,), self._future()))
+        return self._queued(Call("read", (key,), loop.create_future()))
 
     def write_now(self, key: str, data: bytes, expires_at: int | None) -> bool | Awaitable[object]:
         """`Driver.write_now`, where nothing is under way and nobody watches. Else what to wait for, or False."""
-        if self._loop is not asyncio.get_running_loop():
+        loop = self._loop
+        if loop is None or loop is not get_running_loop():
             return False
         if not (self._pending or self._crowded or self._is_full("write")):
             if self._flying or self._turns or self._notify is not None:
@@ -124,8 +128,8 @@ class Coalescer:
                     raise (known := backend_error(error)) from known.__cause__
             if not self._shields:
                 return False
-            return self._started(Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
-        return self._queued(Call("write", (key,), self._future(), True, ((key, data, expires_at),)))
+            return self._started(Call("write", (key,), loop.create_future(), True, ((key, data, expires_at),)))
+        return self._queued(Call("write", (key,), loop.create_future(), True, ((key, data, expires_at),)))
 
     def read(self, keys: Sequence[str], *, turn: Turn | None = None) -> Coroutine[Any, Any, list[bytes | None]]:
         return self._look("read", self._driver.read, keys, turn)
@@ -157,10 +161,28 @@ class Coalescer:
         if self._has_to_wait("write", keys, turn):
             return await self._queued(Call("write", keys, self._future(), True, writes, expect, turn))
         self._flying.setdefault("write", []).append(keys)
+        is_over = True
         try:
-            return await self._driver.write(writes, expect)
+            found = await self._driver.write(writes, expect)
+            if self._notify is not None and found is not None:  # since it began
+                self._notify(writes, found)
+            return found
+        except asyncio.CancelledError:
+            if self._settles:
+                is_over = False
+                self._task(self._settled(keys))
+            raise
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
+        finally:
+            if is_over:
+                self._landed("write", keys)
+
+    async def _settled(self, keys: Collection[str]) -> None:
+        """After a write on `keys` that was cancelled."""
+        try:
+            with suppress(Exception):  # the driver's next call meets with the same, and somebody waits for that
+                await self._driver.settle()
         finally:
             self._landed("write", keys)
 
@@ -195,7 +217,7 @@ class Coalescer:
     # Calls that can't be merged
 
     async def run(self, work: Callable[[], Awaitable[T]], keys: Sequence[str] | None, *, mutates: bool) -> T:
-        if mutates and self._shields:
+        if mutates and (self._shields or self._settles):
             return await self.run_soon(work, keys)
         async with self.turn(keys, mutates=mutates):
             return await work()
@@ -295,6 +317,7 @@ class Coalescer:
             moved = clock() - before - round((time.monotonic() - began) * 1000)
             if isinstance(clock, Clock) and abs(moved) > _ROUNDED:  # a server has set it
                 self._postpone(moved)
+            self._shields = not self._driver.cancellable
             self._loop = loop
             self._connected()
         except (Exception, asyncio.CancelledError) as error:
@@ -339,7 +362,7 @@ class Coalescer:
         else:
             self._pending.append(call)
             self._last.clear()
-        if not self._is_full(call.kind):
+        if not (self._dispatching or self._is_full(call.kind)):
             self._dispatch_soon()
         return call.done
 
@@ -406,11 +429,10 @@ class Coalescer:
             held: set[str] = set().union(*self._flying.get(kind, ())) if kind == "write" else set()
             calls: list[Call[Any]] = []
             waiting: list[Call[Any]] = []
-            room, share = MAX_BATCH_KEYS, self._share(kind, len(self._pending))
-            while self._pending and room > 0 and len(calls) < share and len(waiting) < _WINDOW:
-                if self._pending[0].kind != kind:
-                    break
-                call = self._pending.popleft()
+            pending = self._pending
+            room, share = MAX_BATCH_KEYS, self._share(kind, len(pending))
+            while pending and room > 0 and len(calls) < share and len(waiting) < _WINDOW and pending[0].kind == kind:
+                call = pending.popleft()
                 if call.done.done():  # cancelled before it began
                     continue
                 if held and not held.isdisjoint(call.keys or ()):
@@ -418,10 +440,10 @@ class Coalescer:
                     held.update(call.keys or ())
                     continue
                 calls.append(call)
-                room -= weight(call)
+                room -= call.weight
                 if call.again is not None:
                     held.update(call.keys or ())
-            self._pending.extendleft(reversed(waiting))
+            pending.extendleft(reversed(waiting))
             if not calls:
                 return
             self._start(kind, calls)
@@ -479,7 +501,7 @@ class Coalescer:
                 waiting.append(call)
             elif kind != "turn":
                 batches[kind].append(call)
-                room[kind] -= weight(call)
+                room[kind] -= call.weight
         rest.extendleft(reversed(waiting))
         if self._pending and len(self._turns) >= turns + ANSWERS_PER_PASS:
             self._dispatch_soon()
@@ -491,7 +513,7 @@ class Coalescer:
 
     def _start(self, kind: Kind, calls: list[Call[Any]]) -> None:
         self._crowded = len(calls) > 1
-        keys = {key for call in calls for key in call.keys or ()}
+        keys = set(chain.from_iterable([call.keys or () for call in calls]))
         self._flying.setdefault(kind, []).append(keys)
         self._task(self._fly(kind, calls, keys))
 
@@ -516,11 +538,12 @@ class Coalescer:
                 if isinstance(outcome, list):
                     self._notify(call.writes, outcome)
         for place, (call, outcome) in enumerate(zip(calls, outcomes, strict=True), start=1):
-            if not call.done.done():
+            done = call.done
+            if not done.done():
                 if isinstance(outcome, Exception):
-                    call.done.set_exception(backend_error(outcome))
+                    done.set_exception(backend_error(outcome))
                 else:
-                    call.done.set_result(outcome)
+                    done.set_result(outcome)
             if place % ANSWERS_PER_PASS == 0:  # or a thousand tasks would all go on in one pass
                 await asyncio.sleep(0)
         if self._pending:

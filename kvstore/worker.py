@@ -41,6 +41,10 @@ class Worker:
         self._jobs.put((call, loop, future))
         return future
 
+    async def settle(self) -> None:
+        """Returns when the calls that were made so far are over, also those that nobody waits for."""
+        await self.submit(lambda: None)
+
     async def aclose(self) -> None:
         """Lets the thread end after what was asked of it so far. `run` would begin another one."""
         if self._thread is not None:

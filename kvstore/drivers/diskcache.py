@@ -49,6 +49,7 @@ class DiskcacheDriver(Driver):
     """
 
     capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, shared=True)
+    cancellable = True
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 30.0, size_limit: int | None = None) -> None:
         check_seconds("diskcache", timeout=timeout)
@@ -107,6 +108,9 @@ class DiskcacheDriver(Driver):
             self._path, timeout=self._timeout, eviction_policy="none", cull_limit=0, statistics=0, tag_index=0
         )
         self._view = None
+
+    async def settle(self) -> None:
+        await self._writing.settle()
 
     async def aclose(self) -> None:
         if self._cache is not None:

@@ -63,6 +63,7 @@ class FsDriver(Driver):
     """
 
     merges = False
+    cancellable = True
 
     def __init__(
         self,
@@ -185,6 +186,9 @@ class FsDriver(Driver):
             if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS:
                 return None  # what has expired is hidden all the same
             raise
+
+    async def settle(self) -> None:
+        await self._writing.settle()
 
     async def aclose(self) -> None:
         self._inline.close()

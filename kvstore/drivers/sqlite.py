@@ -47,6 +47,7 @@ class SqliteDriver(Driver):
     """
 
     capabilities = Capabilities(atomic=True, conditional=True, ordered=True, metadata=True, shared=True)
+    cancellable = True
 
     def __init__(
         self,
@@ -98,6 +99,9 @@ class SqliteDriver(Driver):
         self._sql = Statements(self._table, at_root=self.at_root)
         await self._file.open(read_only=self.read_only)
         self._inline = self._file.inline
+
+    async def settle(self) -> None:
+        await self._file.settle()
 
     async def aclose(self) -> None:
         self._inline = None

@@ -95,9 +95,13 @@ class SqlDriver(Driver):
         await self._pool.ask(self._prepare)
 
     async def _prepare(self, connection: Connection) -> None:
+        self.cancellable = connection.session is not None
         await self._server.look_at(connection)
         if not await self._server.is_made(connection):
             await self._server.create(connection)
+
+    async def settle(self) -> None:
+        await self._pool.settle()
 
     async def aclose(self) -> None:
         await self._open.aclose()
@@ -115,7 +119,9 @@ class SqlDriver(Driver):
             names = server.keys_out(keys)
             rows = await self._pool.ask(lambda connection: connection.fetch(self._sql.read_many, names, self.clock()))
             found = {server.key_in(name): data for name, data in rows}
-        return [await self._large(key) if key in found and found[key] is None else found.get(key) for key in keys]
+        for key in [key for key, data in found.items() if data is None]:
+            found[key] = await self._large(key)
+        return [found.get(key) for key in keys]
 
     async def _large(self, key: str) -> bytes | None:
         """In pieces, all of one revision."""

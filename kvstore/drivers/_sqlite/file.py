@@ -85,6 +85,10 @@ class File:
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         return connection
 
+    async def settle(self) -> None:
+        """Returns when the changes that were asked for so far are over."""
+        await self._writing.settle()
+
     async def aclose(self) -> None:
         if self._is_inherited:
             return
