@@ -52,8 +52,11 @@ def tree_folders(base: str) -> list[str]:
 
 def segment_path(segment: str, *, folder: bool) -> list[str]:
     """The names of one segment, most often one."""
+    suffix = "" if folder else SUFFIX
+    if as_it_is(segment + suffix, folder=folder) is not None:
+        return [segment + suffix]
     *parts, last = _parts(segment)
-    return [*(_escape(part, MORE) for part in parts), _escape(last, "" if folder else SUFFIX)]
+    return [*(_escape(part, MORE) for part in parts), _escape(last, suffix)]
 
 
 def as_it_is(name: str, *, folder: bool) -> str | None:
