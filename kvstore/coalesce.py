@@ -155,15 +155,17 @@ class Coalescer:
     ) -> list[bool] | None:
         """`again`: what is still to be tried where `expect` did not hold, before any later call on the same keys."""
         # Where somebody watches, the write runs in a task of its own, so that a cancelled caller's change is told too.
-        if self._shields or again is not None or self._notify is not None:
+        if self._shields or self._notify is not None:
             return await self.write_soon(writes, expect, turn=turn, again=again)
         keys = _keys(writes, expect)
         if self._has_to_wait("write", keys, turn):
-            return await self._queued(Call("write", keys, self._future(), True, writes, expect, turn))
+            return await self._queued(Call("write", keys, self._future(), True, writes, expect, turn, again))
         self._flying.setdefault("write", []).append(keys)
         is_over = True
         try:
             found = await self._driver.write(writes, expect)
+            if found is None and again is not None:
+                found = await again(self._driver.read, self._driver.write, writes)
             if self._notify is not None and found is not None:  # since it began
                 self._notify(writes, found)
             return found

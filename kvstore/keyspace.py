@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from kvstore.driver import PAGE, Write
 from kvstore.errors import ClosedError, InvalidKeyError, InvalidValueError, KVStoreError, backend_error
-from kvstore.keys import below, normalize_base, normalize_below
+from kvstore.keys import below, normalize_base, normalize_below, normalize_key
 from kvstore.listing import pages
 from kvstore.mount import Mount
 from kvstore.table import MountTable, Route
@@ -54,20 +54,34 @@ class Keyspace:
 
     def route(self, key: str) -> Route:
         """The same for the first time. Remembered: to look it up takes 0.05 µs, to find it again 0.3."""
-        whole = self.whole(key)
-        mount = self.table.find(whole)
-        if len(self.routes) >= ROUTES:
-            self.routes.clear()
-        route = mount, whole[len(mount.prefix) :]
+        route = self.found(key)
         if key.__class__ is str:  # and no subclass, which may be equal to another text
-            self.routes[key] = route
+            routes = self.routes
+            if len(routes) >= ROUTES:
+                routes.clear()
+            routes[key] = route
         return route
+
+    def found(self, key: str) -> Route:
+        """The same, not remembered."""
+        whole = normalize_below(self.prefix, key) if self.prefix else normalize_key(key)
+        mount = self.table.find(whole)
+        return mount, whole[len(mount.prefix) :] if mount.prefix else whole
 
     def located(self, operation: str, key: str) -> Route:
         try:  # `during` would take 2 µs a key
             return self.locate(key)
         except KVStoreError as error:
             raise error.at(operation, key) from error.__cause__
+
+    def all_located(self, operation: str, keys: Iterable[str]) -> list[Route]:
+        known, routes, key = self.routes.get, [], None
+        try:
+            for key in many(operation, keys):
+                routes.append((known(key) if key.__class__ is str else None) or self.found(key))
+        except KVStoreError as error:
+            raise error.at(operation, key) from error.__cause__
+        return routes
 
     def by_mount(self, operation: str, keys: Iterable[str]) -> dict[Mount, dict[str, str]]:
         """By mount: inner key to outward key, in the order asked."""
@@ -80,16 +94,20 @@ class Keyspace:
     async def read(self, operation: str, keys: Iterable[str]) -> dict[str, bytes | None]:
         """The bytes of `keys` by outward key, in the order asked."""
         self.check_open(operation)
-        routes = [self.located(operation, key) for key in many(operation, keys)]
-        shares: dict[Mount, dict[str, None]] = {}
+        routes = self.all_located(operation, keys)
+        shares: dict[Mount, dict[str, None]] = {mount: {} for mount, _ in routes}
         for mount, inner in routes:
-            shares.setdefault(mount, {})[inner] = None
+            shares[mount][inner] = None
         if len(shares) == 1:  # in its caller's own task, which saves 30 µs
             [(mount, keys_of)] = shares.items()
+            inner_keys = [*keys_of]
             try:
-                found = {mount: await mount.read([*keys_of])}
+                values = await mount.read(inner_keys)
             except KVStoreError as error:
-                raise self.among(error, operation, [*keys_of], mount) from error.__cause__
+                raise self.among(error, operation, inner_keys, mount) from error.__cause__
+            if mount.prefix == self.prefix:
+                return dict(zip(inner_keys, values, strict=True))
+            found = {mount: values}
         else:
             found = await on_each(
                 shares,

@@ -144,9 +144,9 @@ class Appender:
         if not await storage.add_item(entry, value, NEVER):
             return None
         try:
-            found = await storage.get_items([key] if before is None else [key, before], MISSING)
+            found = await self._reader.stored([key] if before is None else [key, before])
             if parse_head(key, found[key]).reaches(head.generation, first) and (
-                before is None or parse_entry(before, found[before], None).end == tail.messages
+                before is None or parse_entry(before, found[before] or b"", None).end == tail.messages
             ):
                 return then
         except CorruptValueError:  # who looks for the end is told

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from secrets import token_hex
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import orjson
 
 from kvstore.errors import CorruptValueError
-from kvstore.values import MISSING
+from kvstore.values import MISSING, NOT_JSON
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -113,12 +113,12 @@ class Tail(NamedTuple):
     """What its last key holds, where that is known."""
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, gc=False):
     """One key of a log: messages that were given together."""
 
     at: int
     """The position of the first."""
-    messages: list[Any]
+    messages: Annotated[list[Any], msgspec.Meta(min_length=1)]
 
     @property
     def end(self) -> int:
@@ -138,25 +138,26 @@ class Entry(NamedTuple):
         return self if end >= self.end else Entry(self.at, self.messages[: end - self.at])
 
 
-def parse_head(key: str, value: Any) -> Head:
-    """What is stored, `MISSING` too. Raises `CorruptValueError`."""
-    if value is MISSING:
+_decode_head = msgspec.json.Decoder(Head).decode
+_decode_entry = msgspec.json.Decoder(Entry).decode
+
+
+def parse_head(key: str, data: bytes | None) -> Head:
+    """What is stored, None where nothing is. Raises `CorruptValueError`."""
+    if data is None:
         return Head()
     try:
-        return msgspec.convert(value, Head)
-    except msgspec.ValidationError as error:
+        return _decode_head(data)
+    except NOT_JSON as error:
         raise CorruptValueError(f"what is stored is no head of a message log: {error}", key=key) from error
 
 
-def parse_entry(key: str, value: Any, cut: int | None) -> Entry:
+def parse_entry(key: str, data: bytes, cut: int | None) -> Entry:
     """An entry up to the position `cut`. Raises `CorruptValueError`."""
     try:
-        at, messages = value["at"], value["messages"]
-    except (TypeError, KeyError, IndexError) as error:
-        raise CorruptValueError("what is stored is no entry of a message log", key=key) from error
-    if not isinstance(at, int) or not isinstance(messages, list) or not messages:
-        raise CorruptValueError("what is stored is no entry of a message log", key=key)
-    entry = Entry(at, messages)
+        entry = _decode_entry(data)
+    except NOT_JSON as error:
+        raise CorruptValueError(f"what is stored is no entry of a message log: {error}", key=key) from error
     return entry if cut is None else entry.up_to(cut)
 
 

@@ -14,7 +14,7 @@ import msgspec
 from kvstore.errors import CorruptValueError, InvalidKeyError
 from kvstore.keys import unescape_segment
 from kvstore.storage import Storage
-from kvstore.values import MISSING, NEVER
+from kvstore.values import NEVER
 from persistence.appender import Appender
 from persistence.errors import ConflictError, RecordNotFoundError
 from persistence.head import Entry, Head, Tail, entry_key, generation_base, head_key, parse_entry
@@ -112,7 +112,7 @@ class MessageLog:
         place, messages = tail.entries, tail.messages
         while True:
             for value in await self.reader.values(session, tail.head, range(place, place + 8)):
-                if value is MISSING:
+                if value is None:
                     return messages
                 messages += len(parse_entry(session, value, None).messages)
             place += 8
@@ -144,7 +144,7 @@ class MessageLog:
             return None
         for start in range(0, len(entries), CHUNK):
             items = {
-                entry_key(session, generation, sequence): entry._asdict()
+                entry_key(session, generation, sequence): {"at": entry.at, "messages": entry.messages}
                 for sequence, entry in enumerate(entries[start : start + CHUNK], start)
             }
             await self._storage.set_items(items, NEVER)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
 
 from kvstore.errors import CorruptValueError
 from kvstore.storage import Storage
-from kvstore.values import MISSING
 from persistence.head import Entry, Head, Tail, entry_key, generation_base, head_key, parse_entry, parse_head
 from persistence.table import one_commit
 
@@ -55,7 +53,11 @@ class Reader:
 
     async def head(self, session: str) -> Head:
         key = head_key(session)
-        return parse_head(key, await self._storage.get_item(key, MISSING))
+        return parse_head(key, await self._storage.get_item_raw(key))
+
+    async def stored(self, keys: Iterable[str]) -> dict[str, bytes | None]:
+        """What stands at these keys, as it is stored."""
+        return await self._storage.keyspace.read("get_items", keys)
 
     async def end(self, session: str, want: int = 1) -> tuple[Tail, list[Entry]]:
         """Where the log ends now, and at least its last `want` entries. One read where nearly all is remembered."""
@@ -122,9 +124,9 @@ class Reader:
             while stop > 0:
                 start = max(0, stop - size)
                 stored = await self._stored(session, tail.head, start, stop)
-                for place, (key, cut, value) in zip(range(stop - 1, start - 1, -1), reversed(stored), strict=True):
+                for place, (key, cut, data) in zip(range(stop - 1, start - 1, -1), reversed(stored), strict=True):
                     try:
-                        position = parse_entry(key, value, cut).find(message_id)
+                        position = parse_entry(key, data or b"", cut).find(message_id)
                     except CorruptValueError:
                         continue
                     if position is not None:
@@ -138,53 +140,54 @@ class Reader:
         keys: list[str] = []
         count, gone = await self._count(session, head), False
         for start in range(0, count, CHUNK):
-            for key, cut, value in await self._stored(session, head, start, min(start + CHUNK, count)):
+            for key, cut, data in await self._stored(session, head, start, min(start + CHUNK, count)):
                 try:
-                    parse_entry(key, value, cut)
+                    parse_entry(key, data or b"", cut)
                 except CorruptValueError:
-                    if value is not MISSING or not gone:
+                    if data is not None or not gone:
                         keys.append(key)
-                gone = value is MISSING
+                gone = data is None
         return keys
 
-    async def _stored(self, session: str, head: Head, start: int, stop: int) -> list[tuple[str, int | None, Any]]:
-        """Key, cut and value of these entries: `MISSING` where it is gone, None where it is not even JSON."""
-        cuts = {entry_key(session, name, sequence): cut for name, sequence, cut in head.places(start, stop)}
-        values = await self._values(cuts)
-        return [(key, cut, values[key]) for key, cut in cuts.items()]
+    async def _stored(self, session: str, head: Head, start: int, stop: int) -> list[tuple[str, int | None, bytes | None]]:
+        """Key, cut and data of these entries: None where it is gone, nothing where the driver can't read it."""
+        cuts = _cuts(session, head, start, stop)
+        found = await self._readable(cuts)
+        return [(key, cut, found[key]) for key, cut in cuts.items()]
 
-    async def _values(self, keys: Collection[str]) -> dict[str, Any]:
+    async def _readable(self, keys: Collection[str]) -> dict[str, bytes | None]:
         try:
-            return await self._storage.get_items(keys, MISSING)
+            return await self.stored(keys)
         except CorruptValueError:
-            values: dict[str, Any] = {}
+            found: dict[str, bytes | None] = {}
             for key in keys:
                 try:
-                    values[key] = await self._storage.get_item(key, MISSING)
+                    found[key] = await self._storage.get_item_raw(key)
                 except CorruptValueError:
-                    values[key] = None
-            return values
+                    found[key] = b""
+            return found
 
     async def page(self, session: str, head: Head, start: int, stop: int, *, known: int = 0) -> list[Entry]:
         """The entries from `start` to before `stop`, or as many of them as there are; `known` are there for certain.
 
         Raises `Moved` where `head` is not the head any more, and `Hole` for one under the same head.
         """
-        keys = {entry_key(session, name, sequence): cut for name, sequence, cut in head.places(start, stop)}
+        cuts = _cuts(session, head, start, stop)
         its_key = head_key(session)
-        found = await self._storage.get_items([*keys, its_key], MISSING)
+        found = await self.stored([*cuts, its_key])
         if parse_head(its_key, found[its_key]) != head:
             raise Moved
         entries: list[Entry] = []
-        for key, cut in keys.items():
-            if found[key] is not MISSING:
-                entries.append(parse_entry(key, found[key], cut))
+        for key, cut in cuts.items():
+            data = found[key]
+            if data is not None:
+                entries.append(parse_entry(key, data, cut))
                 continue
-            there = sum(found[key] is not MISSING for key in keys)
+            there = sum(found[key] is not None for key in cuts)
             if start + len(entries) < max(head.settled, known) or len(entries) < there:
                 # Reads of several keys need not be of one moment: look once more.
-                found = await self._storage.get_items([key, its_key], MISSING)
-                if parse_head(its_key, found[its_key]) != head or found[key] is not MISSING:
+                found = await self.stored([key, its_key])
+                if parse_head(its_key, found[its_key]) != head or found[key] is not None:
                     raise Moved
                 raise Hole(
                     "this entry of a message log is gone, and others after it are there;"
@@ -223,11 +226,11 @@ class Reader:
             last = await self._storage.get_keys(generation_base(session, generation), limit=1, reverse=True)
             return settled + (int(last[0].rpartition(":")[2], 16) + 1 if last else 0)
 
-        def missing(value: Any) -> bool:
-            return value is MISSING
+        def missing(data: bytes | None) -> bool:
+            return data is None
 
         steps = [settled + 2**power - 1 for power in range(40)]
-        there = [not missing(value) for value in await self.values(session, head, steps)]
+        there = [not missing(data) for data in await self.values(session, head, steps)]
         power = len(there) - there[::-1].index(True) if any(there) else 0
         return steps[0] if not power else await self._search(session, head, steps[power - 1] + 1, steps[power], missing)
 
@@ -235,27 +238,35 @@ class Reader:
         """The number of the entry that holds a position, or of the one behind the last."""
         its_key = generation_base(session, head.generation or "")
 
-        def reached(value: Any) -> bool:
-            return value is MISSING or parse_entry(its_key, value, None).at > position
+        def reached(data: bytes | None) -> bool:
+            return data is None or parse_entry(its_key, data, None).at > position
 
         # Every entry holds a message or more, so this is the highest that it can be, and mostly what it is.
-        (value,) = await self.values(session, head, [position])
-        if value is not MISSING and parse_entry(its_key, value, None).at == position:
+        (data,) = await self.values(session, head, [position])
+        if data is not None and parse_entry(its_key, data, None).at == position:
             return position
         return max(0, await self._search(session, head, 0, position + 1, reached) - 1)
 
-    async def _search(self, session: str, head: Head, low: int, high: int, passed: Callable[[Any], bool]) -> int:
+    async def _search(self, session: str, head: Head, low: int, high: int, passed: Callable[[bytes | None], bool]) -> int:
         """The first number from `low` on whose entry has `passed`, `high` if none has; of all later ones each has too."""
         while low < high:
             probes = range(low, high, -(-(high - low) // _PROBES))
             values = await self.values(session, head, probes)
-            first = next((index for index, value in enumerate(values) if passed(value)), len(probes))
+            first = next((index for index, data in enumerate(values) if passed(data)), len(probes))
             low, high = probes[first - 1] + 1 if first else low, probes[first] if first < len(probes) else high
         return low
 
-    async def values(self, session: str, head: Head, places: Iterable[int]) -> list[Any]:
-        """What stands at these numbers, as it is stored, None for what is not even JSON; `head` need not be it any more."""
-        found = [next(head.places(place, place + 1), None) for place in places]
-        keys = [None if at is None else entry_key(session, at[0], at[1]) for at in found]
-        values = await self._values([key for key in keys if key is not None])
-        return [MISSING if key is None else values[key] for key in keys]
+    async def values(self, session: str, head: Head, places: Iterable[int]) -> list[bytes | None]:
+        """What stands at these numbers, as for `stored`, nothing where the driver can't read it.
+
+        `head` need not be the head any more.
+        """
+        at = [next(head.places(place, place + 1), None) for place in places]
+        keys = [None if place is None else entry_key(session, place[0], place[1]) for place in at]
+        found = await self._readable([key for key in keys if key is not None])
+        return [None if key is None else found[key] for key in keys]
+
+
+def _cuts(session: str, head: Head, start: int, stop: int) -> dict[str, int | None]:
+    """The keys of the entries from `start` to before `stop`, each with its cut."""
+    return {entry_key(session, name, sequence): cut for name, sequence, cut in head.places(start, stop)}

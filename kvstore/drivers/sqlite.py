@@ -26,6 +26,8 @@ from kvstore.errors import BackendError, ConfigError, KVStoreError
 from kvstore.keys import bounds, past
 
 _INLINE_READS = 64
+_KEYS_A_READ = 4
+"""As many keys of one statement as take the time of a statement."""
 _INLINE_COMMITS = 16
 _INLINE_SCAN = 250
 _CHECKPOINT_BYTES = 4 * 2**20
@@ -158,9 +160,9 @@ class SqliteDriver(Driver):
         found = await self._file.ask(stats)
         return [found.get(key) for key in keys]
 
-    def _look_now(self, look: Callable[[sqlite3.Connection], T | NotNow], cost: int) -> T | NotNow:
-        """What `look` finds in the event loop, where that is cheap and nothing is in the way."""
-        if self._inline is None or cost > _INLINE_READS or not self._reads.spend(cost):
+    def _look_now(self, look: Callable[[sqlite3.Connection], T | NotNow], keys: int) -> T | NotNow:
+        """What `look` finds of so many keys in the event loop, where they are few and nothing is in the way."""
+        if self._inline is None or keys > _INLINE_READS or not self._reads.spend(keys // _KEYS_A_READ + 1):
             return NOT_NOW
         try:
             return look(self._inline)
