@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _RUNNING: list[Server] = []
+_MADE: list[Path] = []
 
 
 class Server:
@@ -119,6 +120,8 @@ def _stands_still(pid: int) -> bool:
 def stop_all() -> None:
     while _RUNNING:
         _RUNNING.pop().stop()
+    while _MADE:
+        shutil.rmtree(_MADE.pop(), ignore_errors=True)
 
 
 def free_port(*, and_beyond: int = 0) -> int:
@@ -143,8 +146,9 @@ def listening(port: int) -> bool:
 
 
 def new_directory(user: int | None = None) -> Path:
-    """A directory for a server's data that `user` can reach, as pytest's own are not."""
+    """A directory for a server's data that `user` can reach, as pytest's own are not. It goes when the tests end."""
     directory = Path(tempfile.mkdtemp(prefix="kvstore-server-"))
+    _MADE.append(directory)
     if user is not None:
         os.chown(directory, user, -1)
     return directory
