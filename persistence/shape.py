@@ -46,6 +46,7 @@ class Shape(Generic[R]):
         # The JSON's names by the fields'. That of `extra` is no member: what it holds are members.
         fields = [field for field in msgspec.structs.fields(type) if field.name != "extra"]
         self._members = {field.name: field.encode_name for field in fields}
+        self._names = frozenset(self._members.values())
         self._left_out = {field.encode_name for field in fields if field.default is None}
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", kind.name) or kind.name in _RESERVED:
             raise ConfigError(f"a kind has a plain word for its name, not {kind.name!r}, and none of {', '.join(_RESERVED)}")
@@ -76,15 +77,17 @@ class Shape(Generic[R]):
 
     def entries(self, document: Any) -> set[str]:
         """The index entries that a stored value calls for; none for what is no record, or `MISSING`."""
-        if not isinstance(document, dict):
+        place = self.place(document)
+        if place is None:
             return set()
-        record_id = document.get(self._members[self.id_field])
-        if not isinstance(record_id, str):
-            return set()
-        place = f"{created_at(document, 0):016d}:{escape_segment(record_id)}"
         values = [(member, document.get(member)) for member in self.indexes.values()]
         bases = [self.base(), *(self.base(member, value) for member, value in values if isinstance(value, str))]
         return {f"{base}:{place}" for base in bases}
+
+    def place(self, document: Any) -> str | None:
+        """Where a stored value stands in every list that it belongs to: what its entries end with. None: it is no record."""
+        record_id = document.get(self._members[self.id_field]) if isinstance(document, dict) else None
+        return f"{created_at(document, 0):016d}:{escape_segment(record_id)}" if isinstance(record_id, str) else None
 
     def base(self, member: str = "createdAt", value: str | None = None) -> str:
         """What the entries of a list start with: all records, or those with `value`."""
@@ -129,8 +132,8 @@ class Shape(Generic[R]):
 
     def record(self, key: str, document: Any) -> R:
         """The record that is stored. Raises `CorruptValueError`, which names the key."""
+        members = self._names
         try:
-            members = set(self._members.values())
             known = {member: value for member, value in document.items() if member in members}
             record = msgspec.convert(known, self.type)
         except (msgspec.ValidationError, AttributeError) as error:

@@ -161,7 +161,7 @@ class Table(Generic[R]):
                 try:
                     if key not in documents:
                         unreadable.append(key)
-                    elif self._belongs(entry, documents[key], filters):
+                    elif self._belongs(base, entry, documents[key], filters):
                         found.append(make(key, documents[key]))
                 except CorruptValueError:
                     unreadable.append(key)
@@ -171,8 +171,10 @@ class Table(Generic[R]):
                 return found, None, unreadable
             after, size = entries[-1], min(2 * size, _PAGE)
 
-    def _belongs(self, entry: str, document: Any, filters: Mapping[str, str]) -> bool:
-        return entry in self.shape.entries(document) and all(document[member] == value for member, value in filters.items())
+    def _belongs(self, base: str, entry: str, document: Any, filters: Mapping[str, str]) -> bool:
+        if entry != f"{base}:{self.shape.place(document)}":
+            return False
+        return all(document.get(member) == value for member, value in filters.items())
 
 
 def one_commit(storage: Storage, keys: Iterable[str]) -> bool:
