@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -13,9 +13,18 @@ import pytest
 from fakes import Queued
 from running import in_loop
 
-from kvstore import MISSING, BackendError, BackendTimeout, BackendUnavailable, CorruptValueError, Storage, create_storage
+from kvstore import (
+    MISSING,
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    CorruptValueError,
+    Event,
+    Storage,
+    create_storage,
+)
 from kvstore.clock import Clock
-from kvstore.driver import Batch
+from kvstore.driver import Batch, Expect, Write
 from kvstore.errors import KVStoreError
 
 
@@ -523,6 +532,84 @@ async def test_a_caller_cancelled_in_flight_leaves_its_batch_running() -> None:
 
     await asyncio.gather(first, *batch, return_exceptions=True)
     assert await storage.get_items(["w1", "w2"]) == {"w1": 1, "w2": 2}
+
+
+class Settling(Queued):
+    """Whose write goes on when it is cancelled, as in a thread, and is over when the gate opens."""
+
+    cancellable = True
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.begun: list[asyncio.Future[list[bool] | None]] = []
+        self.fault = fault
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        self.begun.append(asyncio.ensure_future(self._late(super().write(writes, expect))))
+        return await asyncio.shield(self.begun[-1])
+
+    async def _late(self, write: Coroutine[object, object, list[bool] | None]) -> list[bool] | None:
+        await self.gate.wait()
+        return await write
+
+    async def settle(self) -> None:
+        await asyncio.gather(*self.begun, return_exceptions=True)
+        if self.fault is not None:
+            raise self.fault
+
+
+@pytest.mark.parametrize("fault", [None, BackendUnavailable("it can't be reached")])
+@pytest.mark.parametrize("call", ["set_item", "compare_and_set", "update_item"])
+@in_loop
+async def test_A3_calls_on_the_key_of_a_cancelled_write_wait_until_its_driver_has_settled_it(
+    call: str, fault: Exception | None
+) -> None:
+    driver = Settling(fault)
+    storage = create_storage(driver)
+    assert await storage.get_item("key") is None
+    arguments = {"set_item": (1,), "compare_and_set": (MISSING, 1), "update_item": (lambda _: 1,)}[call]
+    write = asyncio.create_task(getattr(storage, call)("key", *arguments))
+    await _settle()
+    write.cancel()
+    await asyncio.wait([write], timeout=1)
+    assert write.cancelled()
+
+    assert await storage.get_item("other") is None
+    later = [asyncio.create_task(storage.get_item("key")), asyncio.create_task(storage.get_keys())]
+    await _settle()
+    assert not any(task.done() for task in later)
+    driver.gate.set()
+    assert await asyncio.gather(*later) == [1, ["key"]]
+    await storage.aclose()
+
+
+@in_loop
+async def test_what_can_not_be_settled_alone_is_never_cancelled() -> None:
+    driver = Settling()
+    driver.gate.set()
+    storage = create_storage(driver)
+    await storage.set_item("key", 1)
+    touch = asyncio.create_task(storage.touch("key", 60))
+    await asyncio.sleep(0)
+    touch.cancel()
+    await asyncio.wait([touch])
+    meta = await storage.get_meta("key")
+    assert meta is not None
+    assert meta.expires_at is not None
+
+
+@in_loop
+async def test_W1_a_watch_is_told_of_a_write_that_was_under_way_when_it_began() -> None:
+    driver = Settling()
+    storage = create_storage(driver)
+    await storage.get_item("key")
+    write = asyncio.create_task(storage.set_item("key", 1))
+    await _settle()
+    async with storage.watch() as events, asyncio.timeout(5):
+        driver.gate.set()
+        assert await anext(events) == Event("update", "key")
+        await write
 
 
 @in_loop
