@@ -57,14 +57,10 @@ class Rows:
         if expect and not self._holds(connection, expect, now):
             return None
         keys = [key for key, _, _ in writes]
-        one = len(keys) == 1
-        old = connection.execute(*((self._sql.old, (now, keys[0])) if one else (self._sql.old_many, (now, array(keys)))))
-        there = set()
-        for key, lives, is_large in old.fetchall():
-            if small and is_large:
-                raise LargeRowError
-            if lives:
-                there.add(key)
+        if expect and not small and all(key in expect for key in keys):
+            there = {key for key, data in expect.items() if data is not None}
+        else:
+            there = self._there(connection, keys, now, small)
         mtime = time.time_ns() // 1_000_000
         sets = [(key, data, expires_at, mtime, now) for key, data, expires_at in writes if data is not None]
         if sets:
@@ -75,6 +71,17 @@ class Rows:
         if len(sets) < len(writes):
             connection.executemany(self._sql.delete, [(key,) for key, data, _ in writes if data is None])
         return [key in there for key in keys]
+
+    def _there(self, connection: sqlite3.Connection, keys: Sequence[str], now: int, small: bool) -> set[str]:
+        one = len(keys) == 1
+        old = connection.execute(*((self._sql.old, (now, keys[0])) if one else (self._sql.old_many, (now, array(keys)))))
+        there = set()
+        for key, lives, is_large in old.fetchall():
+            if small and is_large:
+                raise LargeRowError
+            if lives:
+                there.add(key)
+        return there
 
     def _holds(self, connection: sqlite3.Connection, expect: Expect, now: int) -> bool:
         found = {key: (rowid, data) for key, rowid, data in connection.execute(self._sql.many, (array(list(expect)), now))}
