@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from kvstore.transfer import snapshot as snapshot
     from kvstore.values import MISSING as MISSING
     from kvstore.values import NEVER as NEVER
+    from kvstore.wrapper import Wrapper as Wrapper
+
+    __version__: str
 
 _PLACES = {
     "config": ("open_storage",),
@@ -69,6 +72,7 @@ _PLACES = {
     "storage": ("Storage", "create_storage", "prefix_storage"),
     "transfer": ("copy", "restore_snapshot", "snapshot"),
     "values": ("MISSING", "NEVER"),
+    "wrapper": ("Wrapper",),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
@@ -97,6 +101,7 @@ __all__ = [  # a literal, for type checkers
     "Stat",
     "Storage",
     "UnsupportedOperation",
+    "Wrapper",
     "Write",
     "copy",
     "create_storage",
@@ -112,6 +117,10 @@ __all__ = [  # a literal, for type checkers
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kvstore")
     if name not in _PLACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_PLACE[name]}"), name)
