@@ -50,16 +50,22 @@ class Counted(Wrapper):
 
 
 class TestCompressedSqlite(DriverSuite):
+    slow = True  # its races are those of the driver inside
+
     def make_driver(self, path: Path) -> Driver:
         return Compressed(SqliteDriver(path / "app.db"))
 
 
 class TestCompressedFiles(DriverSuite):
+    slow = True  # its races are those of the driver inside
+
     def make_driver(self, path: Path) -> Driver:
         return Compressed(FsDriver(path / "files"))
 
 
 class TestCountedSqlite(DriverSuite):
+    slow = True  # its races are those of the driver inside
+
     def make_driver(self, path: Path) -> Driver:
         return Counted(SqliteDriver(path / "app.db"))
 
