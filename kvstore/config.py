@@ -10,7 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from kvstore.errors import ConfigError, KVStoreError
+from kvstore.resolve import FromEnvironment, read_text
 from kvstore.storage import Storage
 
 ENVIRONMENT = "KVSTORE_CONFIG"
@@ -21,8 +24,8 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\$")
 def open_storage(source: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> Storage:
     """A storage with the mounts that a configuration names.
 
-    `source` is the path of a TOML file, or a mapping of the same form; without one, the environment variable
-    `KVSTORE_CONFIG` names the file, or holds a URL for a storage of one mount. The form:
+    `source` is the path of a TOML file, a mapping of the same form, or a URL for a storage of one mount; without one, the
+    environment variable `KVSTORE_CONFIG` holds a path or a URL. The form:
 
         [mounts]
         "" = "sqlite:///app.db"
@@ -30,7 +33,8 @@ def open_storage(source: str | os.PathLike[str] | Mapping[str, Any] | None = Non
 
     A mount is a driver's name or URL, or a table with `driver`, the mount's `ttl` (seconds) and `read_only`, and the
     driver's options. In texts `${NAME}` is the environment variable of that name, `${NAME:-text}` the text where it is not
-    set, `$$` a `$`. Relative paths are relative to the working directory. A key that no mount holds is refused.
+    set, `$$` a `$`; an option that is nothing but a variable may be a number, `true` or `false`. Relative paths are relative
+    to the working directory. A key that no mount holds is refused.
 
     Raises `ConfigError` for what is wrong, naming the file or the variable, and the mount.
     """
@@ -40,8 +44,8 @@ def open_storage(source: str | os.PathLike[str] | Mapping[str, Any] | None = Non
         source = os.environ.get(ENVIRONMENT)
         if not source:
             raise _wrong(f"give a file or a mapping, or set {ENVIRONMENT} to the path of a file or to a URL")
-        if "://" in source or source.endswith(":"):
-            source = {"": source}
+    if isinstance(source, str) and ("://" in source or source.endswith(":")):
+        where, source = where or "the URL", {"": source}
     if isinstance(source, Mapping):
         content: Mapping[str, Any] = source
         mounts = content.get("mounts")
@@ -91,7 +95,12 @@ def _build(content: Mapping[str, Any], where: str) -> Storage:
             options = {str(name): _expand(value) for name, value in options.items()}
             driver = options.pop("driver", None)
             if driver is None:
-                raise ConfigError("the mount names no `driver`")
+                hint = "; the mounts stand in a table `mounts`" if base in ("mount", "Mounts") else ""
+                raise ConfigError(f"the mount names no `driver`{hint}")
+            for name, kind in (("ttl", float), ("read_only", bool)):
+                if isinstance(options.get(name), FromEnvironment):
+                    with suppress(msgspec.ValidationError):  # else the mount says what is wrong
+                        options[name] = read_text(options[name], kind)
             storage.mount(base, driver, **options)
         except KVStoreError as error:
             place = None if "://" in str(base) else str(base)  # a URL where a base belongs may have a password
@@ -103,7 +112,7 @@ def _build(content: Mapping[str, Any], where: str) -> Storage:
 def _expand(value: Any) -> Any:
     """`value` with `${NAME}` replaced in every text inside."""
     if isinstance(value, str):
-        return _VARIABLE.sub(_variable, value)
+        return (FromEnvironment if _VARIABLE.fullmatch(value) else str)(_VARIABLE.sub(_variable, value))
     if isinstance(value, Mapping):
         return {name: _expand(member) for name, member in value.items()}
     if isinstance(value, list):

@@ -93,6 +93,21 @@ class MissingDependencyError(KVStoreError):
     """The driver's client library is not installed; the message has the `pip install` line."""
 
 
+def install(extra: str) -> str:
+    """The line that installs what an extra of this distribution brings.
+
+    It names the packages themselves: in the package index the name of this project may be that of another one.
+    """
+    from importlib import metadata
+
+    try:
+        required = metadata.requires("kvstore") or []
+    except metadata.PackageNotFoundError:  # in a frozen program, or where the sources are on the path
+        required = []
+    packages = [line.partition(";")[0].strip() for line in required if line.endswith((f"'{extra}'", f'"{extra}"'))]
+    return "pip install " + " ".join(f'"{package}"' for package in packages or [f"kvstore[{extra}]"])
+
+
 class ConfigError(KVStoreError):
     """A mount, an option or a configuration file is wrong."""
 
@@ -106,7 +121,7 @@ class BackendError(KVStoreError):
 
 
 class BackendUnavailable(BackendError):
-    """The backend can't be reached."""
+    """The backend can't be used: it can't be reached, refuses the login, or has no such database."""
 
 
 class BackendTimeout(BackendError):

@@ -23,6 +23,13 @@ from kvstore.errors import ConfigError, DriverNotFoundError, MissingDependencyEr
 DriverSpec = str | Driver
 """How a driver is named; see `create_storage`."""
 
+
+class FromEnvironment(str):
+    """A text that an environment variable holds. As an option it may stand for a number, or for true or false."""
+
+    __slots__ = ()
+
+
 ENTRY_POINTS = "kvstore.drivers"
 # URL schemes that are not the name of their driver.
 _SCHEMES = {
@@ -53,7 +60,9 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
         raise ConfigError(f"a driver is named by text or given as an instance, not as {type(spec).__name__}")
     name, is_url = split_spec(spec)
     cls = _named(name)
-    _check_options(cls, options, complete=not is_url)
+    if is_url and "url" in options:
+        raise ConfigError("a URL is given twice, once as the option 'url'", driver=_short(cls))
+    options = _checked_options(cls, options, complete=not is_url)
     try:
         if not is_url:
             return cls(**options)
@@ -171,12 +180,13 @@ def _short(cls: type[Driver]) -> str:
     return cls.__module__.rpartition(".")[2]
 
 
-def _check_options(cls: type[Driver], options: Mapping[str, Any], *, complete: bool) -> None:
+def _checked_options(cls: type[Driver], options: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
     """Refuses unknown options with the closest known one, those of a wrong type, and where they are all, missing ones."""
+    checked = {option: str(value) if isinstance(value, FromEnvironment) else value for option, value in options.items()}
     name = _short(cls)
     parameters = inspect.signature(cls).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
+        return checked
     for option in options:
         if option not in parameters:
             known = [*parameters, *_MOUNT_OPTIONS]
@@ -190,7 +200,10 @@ def _check_options(cls: type[Driver], options: Mapping[str, Any], *, complete: b
         hints = {}
     for option, value in options.items():
         try:
-            msgspec.convert(value, hints.get(option, Any))
+            if isinstance(value, FromEnvironment):
+                checked[option] = read_text(value, hints.get(option, Any))
+            else:
+                msgspec.convert(value, hints.get(option, Any))
         except (msgspec.ValidationError, UnicodeError) as error:
             choices = typing.get_args(hints[option]) if typing.get_origin(hints[option]) is Literal else ()
             named = f"; there are {', '.join(map(repr, choices))}" if choices else ""
@@ -202,6 +215,12 @@ def _check_options(cls: type[Driver], options: Mapping[str, Any], *, complete: b
                 raise ConfigError(
                     f"option {option!r} is wrong: Expected `{takes}`, got `{type(value).__name__}`", driver=name
                 ) from None
+    return checked
+
+
+def read_text(text: str, kind: Any) -> Any:
+    """What a text says as a value of `kind`. Raises `msgspec.ValidationError`, or `TypeError` for a kind unknown to msgspec."""
+    return msgspec.convert(str(text), kind, strict=False)
 
 
 def _closest(name: str, known: list[str], *, meant: str | None = None) -> str:

@@ -177,9 +177,11 @@ class Storage:
         """
         return await self._write("compare_and_set", key, lambda: None if new is MISSING else encode(new), ttl, expected)
 
-    async def update_item(
-        self, key: str, fn: Callable[[Any], Any | Awaitable[Any]], default: Any = None, ttl: Ttl = None
-    ) -> Any:
+    @overload
+    async def update_item(self, key: str, fn: Callable[[Any], Awaitable[T]], default: Any = None, ttl: Ttl = None) -> T: ...
+    @overload
+    async def update_item(self, key: str, fn: Callable[[Any], T], default: Any = None, ttl: Ttl = None) -> T: ...
+    async def update_item(self, key: str, fn: Callable[[Any], Any], default: Any = None, ttl: Ttl = None) -> Any:
         """Stores what `fn` makes of the value (`default`, which may be `MISSING`, where there is none), and returns it.
 
         No other writer comes in between: where one was faster, `fn` runs again on what it wrote. `fn` may be async, and

@@ -1,4 +1,4 @@
-"""Imports a store that AgentX wrote, and looks at what is kept."""
+"""Imports a store that AgentX wrote, copies one to another backend, and looks at what is kept."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import orjson
 
 from kvstore.errors import ConfigError, CorruptValueError, KVStoreError
+from kvstore.transfer import copy
 from persistence.agentx import ORIGINAL, export_order, import_agentx, plain, sqlite_tables
 from persistence.persistence import Persistence, create_persistence, local_persistence
 from persistence.repository import Repository
@@ -54,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--base", help="what stands before every key of the source, such as agentx")
     importing.add_argument("--overwrite", action="store_true", help="replace records that differ from the source's")
     importing.add_argument("--strict", action="store_true", help="import nothing unless everything can be read")
+    copying = command("copy", "Copy a store to another backend.", "--store")
+    copying.add_argument("target", help="a SQLite file or a driver's URL, where nothing is yet")
     command("list", "List containers, images and sessions.", "--store")
     showing = command("show", "Show the end of a session.", "--store")
     showing.add_argument("session")
@@ -73,6 +76,11 @@ async def _run(options: argparse.Namespace) -> int:
                 )
                 print(report)
                 return 1 if report.problems else 0
+            case "copy":
+                async with _open(options.target, read_only=False) as target:
+                    if await target.storage.get_keys(limit=1):
+                        raise ConfigError(f"{options.target} holds something already")
+                    print(f"{await copy(persistence.storage, target.storage):,} keys copied")
             case "list":
                 unreadable = await _list(persistence)
             case "show":

@@ -24,15 +24,22 @@ class Persistence:
     Every call may raise an error under `kvstore.KVStoreError`: `InvalidKeyError` and `InvalidValueError` before a backend
     is touched, `CorruptValueError`, `BackendError` for what a backend says, and the `RecordNotFoundError` and
     `ConflictError` of this package.
+
+    `storage` is what it lies in, to be copied for instance.
     """
 
     def __init__(self, storage: Storage) -> None:
         _check(storage, (INDEX, "heads", "messages", "containers", "images", "sessions"))
-        self._storage = storage
+        self.storage = storage
         self.sessions = Sessions(storage)
         self.images = Images(storage, self.sessions)
         self.containers = Containers(storage, self.images, self.sessions)
         self._own: dict[str, tuple[type[Any], Records[Any]]] = {}
+
+    def __repr__(self) -> str:
+        mounts = self.storage.get_mounts()
+        places = [repr(mount.driver) if mount.base == "" else f"{mount.base!r}: {mount.driver!r}" for mount in mounts]
+        return f"<Persistence: {', '.join(reversed(places))}>"
 
     def repository(self, type: type[R]) -> Records[R]:
         """The repository of a record class of your own; see `Record`.
@@ -43,8 +50,8 @@ class Persistence:
         if shape.name in ("containers", "images", "sessions") or self._own.get(shape.name, (type,))[0] is not type:
             raise ConfigError(f"there is another kind of records named {shape.name!r}")
         if shape.name not in self._own:
-            _check(self._storage, (shape.name,))
-            self._own[shape.name] = (type, Records(self._storage, type))
+            _check(self.storage, (shape.name,))
+            self._own[shape.name] = (type, Records(self.storage, type))
         return self._own[shape.name][1]
 
     async def repair(self) -> RepairReport:
@@ -57,11 +64,11 @@ class Persistence:
         session (see the report), all of which are legal, or give back what was deleted.
         """
         own = [repository for _, repository in self._own.values()]
-        return await repair(self._storage, [self.containers, self.images, self.sessions, *own], self.sessions)
+        return await repair(self.storage, [self.containers, self.images, self.sessions, *own], self.sessions)
 
     async def aclose(self) -> None:
         """Closes the storage. Once more does nothing."""
-        await self._storage.aclose()
+        await self.storage.aclose()
 
     async def __aenter__(self) -> Self:
         return self

@@ -63,6 +63,18 @@ def test_a_store_is_imported_listed_shown_and_exported(source: str, store: str, 
     assert json.loads(capsys.readouterr().out) == SMALL
 
 
+def test_a_store_is_copied_to_another_backend_whole(source: str, store: str, tmp_path: Path, capsys: Output) -> None:
+    assert main(["import", source, "--into", store]) == 0
+    assert main(["export", "--store", store]) == 0
+    exported = capsys.readouterr().out.partition("\n")[2]
+    target = f"file://{tmp_path}/files"
+    assert main(["copy", target, "--store", store]) == 0
+    assert capsys.readouterr().out.endswith(" keys copied\n")
+    assert main(["export", "--store", target]) == 0
+    assert capsys.readouterr().out == exported
+    assert "holds something already" in failed(capsys, "copy", target, "--store", store)
+
+
 def test_what_was_left_out_is_told_and_the_exit_status_is_1(tmp_path: Path, store: str, capsys: Output) -> None:
     sqlite_store(tmp_path / "bad.db", texts() | BAD).close()
     assert main(["import", str(tmp_path / "bad.db"), "--into", store]) == 1

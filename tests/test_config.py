@@ -141,6 +141,32 @@ def test_variables_are_replaced_in_every_text(tmp_path: Path, monkeypatch: pytes
     assert caught.value.mount == "a"
 
 
+def test_an_option_that_is_nothing_but_a_variable_may_be_a_number_or_true_or_false(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TIMEOUT", "2.5")
+    monkeypatch.setenv("NAME", "123")
+    monkeypatch.setenv("READ_ONLY", "true")
+    monkeypatch.setenv("NONSENSE", "soon")
+    mount = {"driver": "sqlite", "path": "${NAME}", "timeout": "${TIMEOUT}", "ttl": "${TTL:-60}", "read_only": "${READ_ONLY}"}
+    found = open_storage({"a": mount}).get_mount("a:b")
+    assert (found.ttl, found.read_only) == (60.0, True)
+    assert repr(found.driver).endswith("/123')")
+    for option in ("timeout", "ttl", "read_only"):
+        with pytest.raises(ConfigError, match=option):
+            open_storage({"a": mount | {option: "${NONSENSE}"}})
+    with pytest.raises(ConfigError, match="timeout"):
+        open_storage({"a": mount | {"timeout": "2.5"}})
+
+
+def test_a_url_is_a_configuration_too() -> None:
+    assert _bases(open_storage("sqlite:///app.db")) == {"": "sqlite"}
+    with pytest.raises(ConfigError, match="a URL is given twice"):
+        create_storage("redis://localhost", url="redis://localhost")
+    with pytest.raises(ConfigError, match="the mounts stand in a table `mounts`"):
+        open_storage({"mount": {"": "memory"}})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -7,9 +7,15 @@ import importlib
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
+
+import kvstore
+from kvstore.errors import install
+
+ROOT = Path(__file__).parent.parent
 
 
 def run(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -20,7 +26,7 @@ def checked(program: str, path: Path) -> str:
     """What mypy says to it."""
     (path / "program.py").write_text(program)
     command = [sys.executable, "-m", "mypy", "--strict", str(path / "program.py")]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent).stdout
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
 
 
 @pytest.mark.parametrize("package", ["kvstore", "persistence"])
@@ -73,6 +79,14 @@ class Note(Record):
     text: str = ""
 
 
+def increased(number: int) -> int:
+    return number + 1
+
+
+async def increased_soon(number: int) -> int:
+    return number + 1
+
+
 async def main(storage: Storage, persistence: Persistence) -> None:
     user: User | None = await storage.get_item("a", type=User)
     numbers: list[int] = await storage.get_item("b", [], type=list[int])
@@ -82,6 +96,8 @@ async def main(storage: Storage, persistence: Persistence) -> None:
     either = (await storage.get_items(["a"], type=User | int))["a"]
     names: list[str] = [user.name async for _, user in storage.iter_items(type=User)]
     lengths: list[int] = [len(value) async for _, value in storage.iter_items()]
+    number: int = await storage.update_item("n", increased, 0)
+    number = await storage.update_item("n", increased_soon, 0)
     image: Image | None = await persistence.images.get("i1")
     notes: list[Note] = (await persistence.repository(Note).list()).items
     message = {"id": "m1", "content": "hi"}
@@ -103,4 +119,15 @@ def test_a_program_of_a_user_passes_a_strict_type_checker_but_for_its_fault(tmp_
 def test_the_kit_without_its_extra_says_what_to_install(missing: str) -> None:
     done = run(f"import sys; sys.modules[{missing!r}] = None; import kvstore.testing")
     assert done.stderr.splitlines()[-1].startswith("ImportError: kvstore.testing needs")
-    assert 'pip install "kvstore[testing]"' in done.stderr
+    assert install("testing") in done.stderr
+
+
+def test_what_is_missing_is_said_by_the_packages_of_its_extra_whose_names_are_nobody_elses() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for extra, packages in extras.items():
+        if packages:
+            assert sorted(install(extra).split()[2:]) == sorted(f'"{package}"' for package in packages)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert kvstore.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import sys
 import threading
 import time
@@ -41,6 +42,7 @@ from kvstore.drivers._footer import Footer, tail
 from kvstore.drivers._fsspec.s3 import S3Store
 from kvstore.drivers._fsspec.store import Found
 from kvstore.drivers.fsspec import FsspecDriver
+from kvstore.errors import install
 from kvstore.testing import DriverSuite, FakeClock
 from kvstore.testing.pauses import leaves_the_loop_free
 
@@ -749,18 +751,18 @@ def test_a_url_names_the_driver_and_its_options() -> None:
 
 @in_loop
 async def test_what_is_missing_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for url, module, install in (
-        ("s3://bucket", "s3fs", r'pip install "kvstore\[s3\]"'),
+    for url, module, line in (
+        ("s3://bucket", "s3fs", re.escape(install("s3"))),
         ("sftp://host/x", "paramiko", "paramiko"),
         ("gs://bucket", "gcsfs", "gcsfs"),
-        ("s3://bucket", "fsspec", r'pip install "kvstore\[s3\]"'),
+        ("s3://bucket", "fsspec", re.escape(install("s3"))),
     ):
         monkeypatch.setitem(sys.modules, module, None)
         monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
         for name in [name for name in sys.modules if name.startswith("fsspec.implementations.sftp")]:
             monkeypatch.delitem(sys.modules, name)
         async with create_storage(url) as storage:
-            with pytest.raises(MissingDependencyError, match=install):
+            with pytest.raises(MissingDependencyError, match=line):
                 await storage.get_item("key")
     async with create_storage("fsspec", url="nothing://x") as storage:
         with pytest.raises((ConfigError, MissingDependencyError)):

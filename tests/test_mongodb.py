@@ -6,6 +6,7 @@ import asyncio
 import gc
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ from kvstore import (
 from kvstore.drivers._mongodb import documents, writing
 from kvstore.drivers._mongodb.documents import Document, Documents
 from kvstore.drivers.mongodb import MAX_VALUE_BYTES, MongodbDriver
+from kvstore.errors import install
 from kvstore.testing import DriverSuite
 from kvstore.testing.conditions import Conditions
 from kvstore.testing.listing import DriverCalls
@@ -668,7 +670,7 @@ async def test_without_pymongo_the_pip_line_is_said(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(sys.modules, "pymongo", None)
     async with create_storage("mongodb://127.0.0.1:1") as storage:
-        with pytest.raises(MissingDependencyError, match=r'pip install "kvstore\[mongodb\]"'):
+        with pytest.raises(MissingDependencyError, match=re.escape(install("mongodb"))):
             await storage.get_item("key")
 
 

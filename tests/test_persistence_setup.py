@@ -92,7 +92,7 @@ URLS = {
 
 
 def place(driver: str | Driver, **options: str) -> str:
-    return repr(create_persistence(driver, **options)._storage.get_mount("images:x").driver)
+    return repr(create_persistence(driver, **options).storage.get_mount("images:x").driver)
 
 
 @pytest.mark.parametrize("name", URLS)

@@ -228,7 +228,7 @@ async def test_W1_E1_a_watch_whose_server_is_gone_ends_with_BackendUnavailable()
         assert await anext(events) == Event("update", "key")
         server.kill()
         async with asyncio.timeout(10):
-            with pytest.raises(BackendUnavailable, match="the connection to Redis failed") as caught:
+            with pytest.raises(BackendUnavailable, match="Redis can't be reached") as caught:
                 await anext(events)
         assert (caught.value.operation, caught.value.driver) == ("watch", "redis")
     server.stop()
@@ -770,7 +770,7 @@ async def test_E1_a_login_without_a_right_to_the_channel_writes_and_is_told_so()
         await storage.set_items({f"k{number}": number for number in range(10)})
         assert await asyncio.gather(*(storage.remove_item(f"k{number}") for number in range(10))) == [True] * 10
         assert await storage.clear() == 1
-        with pytest.raises(BackendUnavailable, match="refuses the login or the command"):
+        with pytest.raises(BackendUnavailable, match="the user has no right to this"):
             async with storage.watch():
                 pass
     server.stop()

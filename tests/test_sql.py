@@ -43,6 +43,7 @@ from kvstore.drivers._sql.server import Fault
 from kvstore.drivers._sql.statements import PIECE
 from kvstore.drivers.mysql import MysqlDriver
 from kvstore.drivers.postgresql import PostgresqlDriver
+from kvstore.errors import install
 from kvstore.testing import DriverSuite
 from kvstore.testing.pauses import leaves_the_loop_free
 
@@ -967,7 +968,7 @@ except MissingDependencyError as error:
     print(error)
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert f'pip install "kvstore[{kind.name}]"' in said
+    assert install(kind.name) in said
 
 
 @pytest.mark.server

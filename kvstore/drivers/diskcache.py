@@ -27,6 +27,7 @@ from kvstore.errors import (
     CorruptValueError,
     KVStoreError,
     MissingDependencyError,
+    install,
 )
 from kvstore.keys import bounds, past
 from kvstore.worker import Worker
@@ -86,7 +87,7 @@ class DiskcacheDriver(Driver):
             try:
                 await self._on(self._writing, self._open)
             except ModuleNotFoundError as error:
-                raise MissingDependencyError('the diskcache driver needs: pip install "kvstore[diskcache]"') from error
+                raise MissingDependencyError(f"the diskcache driver needs diskcache: {install('diskcache')}") from error
 
     def _open(self) -> None:
         import diskcache

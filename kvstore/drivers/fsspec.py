@@ -23,14 +23,13 @@ from kvstore.drivers._fsspec.objects import Objects
 from kvstore.drivers._fsspec.s3 import S3Store
 from kvstore.drivers._fsspec.store import AT_ONCE, Store, Telling, called, closed
 from kvstore.drivers._options import LOGIN, Parts, check_seconds, own_query, parted, split_url, unclear
-from kvstore.errors import BackendError, BackendUnavailable, ConfigError, MissingDependencyError, UnsupportedOperation
+from kvstore.errors import BackendError, BackendUnavailable, ConfigError, MissingDependencyError, UnsupportedOperation, install
 
 _S3 = ("s3", "s3a")
-_INSTALL = {
-    **dict.fromkeys(_S3, '"kvstore[s3]"'),
-    **dict.fromkeys(("gs", "gcs"), '"kvstore[fsspec]" gcsfs'),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl"), '"kvstore[fsspec]" adlfs'),
-    **dict.fromkeys(("sftp", "ssh"), '"kvstore[fsspec]" paramiko'),
+_LIBRARIES = {
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
 }
 _OWN_QUERY = {"connect_timeout": float, "timeout": float}
 _STORAGE_QUERY = ("endpoint_url", "profile", "anon")
@@ -71,7 +70,7 @@ class FsspecDriver(Driver):
         timeout: float = 10.0,
     ) -> None:
         if (url is None) == (fs is None):
-            raise ConfigError("give either a url or an fs", driver="fsspec")
+            raise ConfigError("give either a url, such as s3://bucket/prefix, or an fs", driver="fsspec")
         check_seconds("fsspec", connect_timeout=connect_timeout, timeout=timeout)
         self._options = dict(storage_options or {})
         self._shown, password = "", ""
@@ -180,8 +179,8 @@ class FsspecDriver(Driver):
 
             get_filesystem_class(scheme)
         except ImportError as error:
-            install = _INSTALL.get(scheme, '"kvstore[fsspec]"')
-            raise MissingDependencyError(f"{scheme}:// needs a library ({error}): pip install {install}") from error
+            line = f"{install('s3' if self._s3 else 'fsspec')} {_LIBRARIES.get(scheme, '')}"
+            raise MissingDependencyError(f"{scheme}:// needs a library ({error}): {line.strip()}") from error
         except ValueError as error:
             raise ConfigError(f"fsspec knows no {scheme}://", driver="fsspec") from error
 

@@ -25,6 +25,7 @@ from kvstore.errors import (
     InvalidValueError,
     MissingDependencyError,
     UnsupportedOperation,
+    install,
 )
 from kvstore.lifetime import Lifetime
 
@@ -73,7 +74,7 @@ class MongodbDriver(Driver):
         timeout: float = 10.0,
     ) -> None:
         if (url is None) == (client is None):
-            raise ConfigError("give either a url or a client", driver="mongodb")
+            raise ConfigError("give either a url, such as mongodb://localhost:27017/database, or a client", driver="mongodb")
         if url is not None and not re.match(r"mongodb(\+srv)?://", url):
             raise ConfigError("a MongoDB URL starts with mongodb:// or mongodb+srv://", driver="mongodb")
         is_one = iscoroutinefunction(getattr(client, "close", None))
@@ -112,7 +113,7 @@ class MongodbDriver(Driver):
         try:
             pymongo = await asyncio.to_thread(_imported)
         except ModuleNotFoundError as error:
-            raise MissingDependencyError('the mongodb driver needs PyMongo: pip install "kvstore[mongodb]"') from error
+            raise MissingDependencyError(f"the mongodb driver needs PyMongo: {install('mongodb')}") from error
         client: Client = self._given
         if self._url is not None:
             client = made(self._url, self._connect_timeout)

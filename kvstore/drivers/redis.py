@@ -55,7 +55,7 @@ class RedisDriver(Driver):
         timeout: float = 10.0,
     ) -> None:
         if (url is None) == (client is None):
-            raise ConfigError("give either a url or a client", driver="redis")
+            raise ConfigError("give either a url, such as redis://localhost:6379/0, or a client", driver="redis")
         check_seconds("redis", connect_timeout=connect_timeout, timeout=timeout)
         is_one = iscoroutinefunction(getattr(client, "execute_command", None))
         check_client("redis", "client", client, "an asyncio client of redis-py", is_one=is_one)
@@ -110,7 +110,7 @@ class RedisDriver(Driver):
             began = time.monotonic()
             [now] = await self._script(scripts.TIME)
         except KVStoreError as error:
-            raise BackendUnavailable(f"Redis can't be reached: {error.message}") from error.__cause__
+            raise BackendUnavailable(error.message) from error.__cause__
         self._time.set(now + _since(began))  # of what it may be by now the latest: nothing expires early
 
     async def aclose(self) -> None:

@@ -19,11 +19,13 @@ suite then checks that it is refused. A driver that tells time by `Driver.clock`
 waiting; one whose server tells the time sets `own_clock=False` and is waited for.
 '''
 
+from kvstore.errors import install
+
 try:
     import hypothesis  # noqa: F401
     import pytest
 except ModuleNotFoundError as error:
-    raise ImportError('kvstore.testing needs pytest and Hypothesis: pip install "kvstore[testing]"', name=error.name) from error
+    raise ImportError(f"kvstore.testing needs pytest and Hypothesis: {install('testing')}", name=error.name) from error
 
 # So that a failed assert of the kit shows its values, as in a test module. Before the modules are imported.
 _PARTS = "conditions expiry keys lifetime listing machine metadata order store values watching"

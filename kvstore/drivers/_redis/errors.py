@@ -22,7 +22,7 @@ def known(
 
     done = "; whether anything was written is not known" if writes else ""
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError):
-        return BackendUnavailable(f"Redis refuses the login or the command: {error}")
+        return BackendUnavailable(f"Redis refuses the login, or the user has no right to this: {error}")
     if isinstance(error, TimeoutError | exceptions.TimeoutError):
         if "connecting" in str(error):
             return BackendUnavailable(f"no connection to Redis in {connect_timeout:g} seconds{done}")
@@ -32,7 +32,10 @@ def known(
         why = "not every one can be reached" if " : " in str(error) else "they know none"
         return BackendUnavailable(f"the Sentinels at {asked} name no master {address.service!r}: {why}; nothing was written")
     if isinstance(error, exceptions.ConnectionError | exceptions.ClusterDownError | OSError):
-        return BackendUnavailable(f"the connection to Redis failed: {error}{done}")
+        return BackendUnavailable(f"Redis can't be reached: {error}{done}")
+    if isinstance(error, exceptions.RedisClusterException):
+        hint = "; leave out cluster=True" if "not enabled" in str(error) else ""
+        return BackendUnavailable(f"Redis: {error}{hint}{done}")
     if "WRONGTYPE" in str(error):
         return no_string(about[0] if len(about) == 1 else None)
     return BackendError(f"Redis: {error}")

@@ -13,7 +13,7 @@ from typing import Any
 from kvstore.drivers._redis.address import Address
 from kvstore.drivers._redis.errors import known
 from kvstore.drivers._redis.wire import ByCluster, Lent, Way, Wire
-from kvstore.errors import BackendError, BackendUnavailable, MissingDependencyError, UnsupportedOperation
+from kvstore.errors import BackendError, BackendUnavailable, MissingDependencyError, UnsupportedOperation, install
 from kvstore.lifetime import Lifetime
 
 
@@ -48,7 +48,7 @@ class Server:
         try:
             own = None if self._address is None else self._made(self._address)
         except ModuleNotFoundError as error:
-            raise MissingDependencyError('the redis driver needs redis-py: pip install "kvstore[redis]"') from error
+            raise MissingDependencyError(f"the redis driver needs redis-py: {install('redis')}") from error
         self.client = client = self._given if own is None else own
         wire: Way
         if self._slot is not None:
@@ -101,7 +101,7 @@ class Server:
 
     async def call(self, call: Callable[[Way], Awaitable[Any]], about: Sequence[str] = (), *, writes: bool = False) -> Any:
         """What `call` returns, whose errors are those of the keys that it is `about`."""
-        from redis.exceptions import RedisError
+        from redis.exceptions import RedisClusterException, RedisError
 
         wire = self._wire
         if wire is None:
@@ -110,7 +110,7 @@ class Server:
         try:
             async with self._room:
                 return await call(wire)
-        except (RedisError, OSError) as error:  # OSError: TimeoutError too
+        except (RedisError, RedisClusterException, OSError) as error:  # OSError: TimeoutError too
             raise self.known(error, about, time.monotonic() - began, writes=writes) from error
 
     async def names(self, prefix: str) -> set[bytes]:

@@ -56,7 +56,9 @@ class SqlDriver(Driver):
         timeout: float = 10.0,
     ) -> None:
         if (url is None) == (engine is None):
-            raise ConfigError("give either a url or an engine", driver=self.name)
+            raise ConfigError(
+                f"give either a url, such as {self.name}://user@localhost/database, or an engine", driver=self.name
+            )
         check_client(self.name, "engine", engine, "an AsyncEngine of SQLAlchemy", is_one=hasattr(engine, "sync_engine"))
         self._address = "an engine"
         if url is not None:

@@ -12,7 +12,15 @@ from kvstore.clock import Clock
 from kvstore.drivers._sql.connection import Connection, connected
 from kvstore.drivers._sql.limits import Limit, Limits
 from kvstore.drivers._sql.server import Fault, Server
-from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, KVStoreError, MissingDependencyError
+from kvstore.errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigError,
+    KVStoreError,
+    MissingDependencyError,
+    install,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -207,8 +215,8 @@ class Pool:
 
     def _missing(self, package: str) -> MissingDependencyError:
         is_ours = package in ("SQLAlchemy", "sqlalchemy", "greenlet", self._server.client)
-        install = f"kvstore[{self._server.name.lower()}]" if is_ours else _INSTALLED_AS.get(package, package)
-        return MissingDependencyError(f'this driver needs {package}: pip install "{install}"')
+        line = install(self._server.name.lower()) if is_ours else f'pip install "{_INSTALLED_AS.get(package, package)}"'
+        return MissingDependencyError(f"a driver for {self._server.name} needs {package}: {line}")
 
 
 async def _nothing(_: Connection) -> None:
