@@ -715,7 +715,7 @@ async def test_errors_of_a_file_system_say_what_they_are_and_no_secret(tmp_path:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "either a url or an fs"),
+        ({}, "either a url, such as"),
         ({"url": "bucket/prefix"}, "a URL is a scheme"),
         ({"url": "s3://"}, "a URL is a scheme"),
         ({"url": "file:///tmp/x"}, "the fs driver's"),

@@ -622,7 +622,7 @@ async def test_TLS_is_checked() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "either a url or a client"),
+        ({}, "either a url, such as"),
         ({"url": "http://x"}, "starts with mongodb://"),
         ({"url": "mongodb://x", "timeout": 0}, "timeout"),
         ({"url": "mongodb://x", "collection": ""}, "collection"),

@@ -845,7 +845,7 @@ async def test_a_driver_that_was_closed_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "either a url, such as redis://localhost:6379/0, or a client"),
+        ({}, "either a url, such as"),
         ({"url": "http://x"}, "starts with redis://"),
         ({"url": "redis://x", "timeout": 0}, "positive"),
         ({"url": "redis://x", "bsae": "x"}, "did you mean 'base'"),

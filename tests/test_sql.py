@@ -870,7 +870,7 @@ async def test_statements_without_arguments_are_not_kept(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "either a url or an engine"),
+        ({}, "either a url, such as"),
         ({"url": "http://x"}, "starts with"),
         ({"url": "OWN://x", "timeout": 0}, "positive"),
         ({"url": "OWN://x", "table": "a; drop"}, "plain name"),
