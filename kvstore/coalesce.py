@@ -15,11 +15,12 @@ together mostly come again together: a crowd that sent its first call ahead woul
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from asyncio import get_running_loop
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -33,6 +34,8 @@ _WINDOW = 500
 """How many of the waiting calls are looked at to see which may start: or each batch of a crowd on one key would look at all."""
 _ROUNDED = 2
 """Milliseconds that two readings of a clock may differ by for their rounding."""
+
+_log = logging.getLogger("kvstore")
 
 Turn = Call[None]
 T = TypeVar("T")
@@ -66,14 +69,15 @@ class Coalescer:
     def __init__(self, driver: Driver, connected: Callable[[], None] = lambda: None) -> None:
         self._driver = driver
         self._lanes = driver.lanes
-        self._shields = True  # what its driver can't settle
-        self._settles = type(driver).settle is not Driver.settle
+        self._settles = goes_with(driver, "settle", "write")
+        self._shields = not (driver.cancellable and self._settles)
         self._read_now = driver.read_now if goes_with(driver, "read_now", "read") else None
         self._write_now = driver.write_now if goes_with(driver, "write_now", "write") else None
         self._connected = connected
         self._notify: Tell | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._left = False  # an event loop ended in the middle of something
         self._reset()
 
     def _reset(self) -> None:
@@ -170,9 +174,8 @@ class Coalescer:
                 self._notify(writes, found)
             return found
         except asyncio.CancelledError:
-            if self._settles:
-                is_over = False
-                self._task(self._settled(keys))
+            is_over = False
+            self._task(self._settled(writes, keys))
             raise
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
@@ -180,11 +183,16 @@ class Coalescer:
             if is_over:
                 self._landed("write", keys)
 
-    async def _settled(self, keys: Collection[str]) -> None:
-        """After a write on `keys` that was cancelled."""
+    async def _settled(self, writes: Sequence[Write], keys: Collection[str]) -> None:
+        """After `writes` that were cancelled, of a call on `keys`."""
         try:
-            with suppress(Exception):  # the driver's next call meets with the same, and somebody waits for that
-                await self._driver.settle()
+            await self._driver.settle()
+            if self._notify is not None:  # since they began, so what took effect has to be told
+                found = await self._driver.read([key for key, _, _ in writes])
+                done = [write for write, data in zip(writes, found, strict=True) if data == write[1]]
+                self._notify(done, [True] * len(done))
+        except Exception as error:  # nobody waits for this
+            _log.warning("%s: a cancelled write could not be settled: %s", self._driver.name, error)
         finally:
             self._landed("write", keys)
 
@@ -219,9 +227,9 @@ class Coalescer:
     # Calls that can't be merged
 
     async def run(self, work: Callable[[], Awaitable[T]], keys: Sequence[str] | None, *, mutates: bool) -> T:
-        if mutates and (self._shields or self._settles):
+        if mutates:
             return await self.run_soon(work, keys)
-        async with self.turn(keys, mutates=mutates):
+        async with self.turn(keys, mutates=False):
             return await work()
 
     @asynccontextmanager
@@ -260,7 +268,10 @@ class Coalescer:
         """Of a turn that was taken, or is not waited for any more."""
         if turn in self._turns:  # else it is passed by where it waits
             del self._turns[turn]
-            if (following := self._alive(turn)) is not None:
+            following = self._alive(turn)
+            if following is not None and self._is_written(following.keys or ()):  # by a cancelled call of the turn
+                self._pending.appendleft(following)
+            elif following is not None:
                 self._turns[following] = None
                 following.done.set_result(None)
         if self._turn_over is not None and not self._turn_over.done():
@@ -319,8 +330,9 @@ class Coalescer:
             moved = clock() - before - round((time.monotonic() - began) * 1000)
             if isinstance(clock, Clock) and abs(moved) > _ROUNDED:  # a server has set it
                 self._postpone(moved)
-            self._shields = not self._driver.cancellable
-            self._loop = loop
+            if self._left and self._settles:
+                await self._driver.settle()
+            self._loop, self._left = loop, False
             self._connected()
         except (Exception, asyncio.CancelledError) as error:
             known = backend_error(error if isinstance(error, Exception) else BackendUnavailable("connecting was cancelled"))
@@ -351,6 +363,7 @@ class Coalescer:
                     "this storage is in use by another event loop that is running; give each thread a storage of its own"
                 )
         self._loop = self._connecting = None
+        self._left = self._left or bool(self._flying or self._turns)
         self._reset()
 
     # Batching
@@ -398,17 +411,20 @@ class Coalescer:
         """How many calls the next batch may have, so that all lanes have as many."""
         return -(-(waiting + sum(map(len, self._flying.get(kind, ())))) // self._lanes)
 
+    def _is_written(self, keys: Iterable[str]) -> bool:
+        return any(key in held for held in self._flying.get("write", ()) for key in keys)
+
     def _landed(self, kind: Kind, keys: Collection[str]) -> None:
         self._remove(kind, keys)
-        if self._pending:
+        if self._pending and self._loop is not None and self._loop.is_running():  # else it ended in the middle
             self._dispatch()
 
     def _remove(self, kind: Kind, keys: Collection[str]) -> None:
-        batches = self._flying.get(kind, [])
-        if keys in batches:  # else all was reset meanwhile
-            batches.remove(keys)
-            if not batches:
-                del self._flying[kind]
+        batches = [held for held in self._flying.get(kind, ()) if held is not keys]
+        if batches:
+            self._flying[kind] = batches
+        else:
+            self._flying.pop(kind, None)
 
     def _dispatch(self) -> None:
         """Starts all waiting calls that may start, in the order in which they came."""

@@ -115,9 +115,8 @@ class Driver(ABC):
     """Whether the writes of several callers may come as one `write`. Where that may fail with some of them done, those of
     different keys come as batches of `write_many`, each of which has an outcome of its own."""
     cancellable: bool = False
-    """Whether a call that writes may be cancelled: whether its write happens is then open, but not after the end of `settle`.
-    Where it may not, such a call runs in a task of its own, which takes 25 µs more, and is never cancelled. Asked when
-    `connect` is over."""
+    """Whether a `write` may be cancelled: whether it happens is then open, but not after the end of `settle`, which the class
+    that has `write` has too. Where it may not, it runs in a task of its own, which takes 25 µs more, and is never cancelled."""
 
     @property
     def name(self) -> str:
@@ -151,7 +150,10 @@ class Driver(ABC):
         """
 
     async def settle(self) -> None:
-        """Returns when no call that was cancelled so far can take effect any more. Later calls on its keys wait for that."""
+        """Returns when no write that was cancelled so far can take effect any more. Later calls on its keys wait for that.
+
+        Asked of a driver that is `cancellable`, and after a `connect` in another event loop than that of writes that it ended.
+        """
 
     async def aclose(self) -> None:
         """Gives everything back. Called once, and not when a call is under way."""

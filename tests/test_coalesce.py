@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -25,6 +26,7 @@ from kvstore import (
 )
 from kvstore.clock import Clock
 from kvstore.driver import Batch, Expect, Write
+from kvstore.drivers.sqlite import SqliteDriver
 from kvstore.errors import KVStoreError
 
 
@@ -599,17 +601,84 @@ async def test_what_can_not_be_settled_alone_is_never_cancelled() -> None:
     assert meta.expires_at is not None
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
 @in_loop
-async def test_W1_a_watch_is_told_of_a_write_that_was_under_way_when_it_began() -> None:
+async def test_W1_a_watch_is_told_of_a_write_that_was_under_way_when_it_began(cancelled: bool) -> None:
     driver = Settling()
     storage = create_storage(driver)
     await storage.get_item("key")
     write = asyncio.create_task(storage.set_item("key", 1))
     await _settle()
     async with storage.watch() as events, asyncio.timeout(5):
+        if cancelled:
+            write.cancel()
+        await _settle()
         driver.gate.set()
         assert await anext(events) == Event("update", "key")
-        await write
+        await asyncio.wait([write])
+
+
+class WritesElsewhereToo(Settling):
+    """A user's driver on one that can be cancelled, which says nothing of that for what it does besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elsewhere: list[str] = []
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        found = await super().write(writes, expect)
+        await asyncio.sleep(0)
+        self.elsewhere += [key for key, _, _ in writes]
+        return found
+
+
+@in_loop
+async def test_a_driver_that_writes_in_another_way_than_the_one_it_is_made_of_is_not_cancelled() -> None:
+    driver = WritesElsewhereToo()
+    storage = create_storage(driver)
+    await storage.get_item("key")
+    write = asyncio.create_task(storage.set_item("key", 1))
+    await _settle()
+    write.cancel()
+    driver.gate.set()
+    await asyncio.wait([write])
+    assert (await storage.get_item("key"), driver.elsewhere) == (1, ["key"])
+
+
+@in_loop
+async def test_A3_an_update_sees_what_a_cancelled_update_before_it_has_written() -> None:
+    driver = Settling()
+    storage = create_storage(driver)
+    await storage.get_item("key")
+    updates = [asyncio.create_task(storage.update_item("key", lambda old: [*old, 1], [])) for _ in range(3)]
+    await _settle()
+    updates[0].cancel()
+    await _settle()
+    assert len(driver.begun) == 1
+    driver.gate.set()
+    assert (await asyncio.gather(*updates, return_exceptions=True))[1:] == [[1, 1], [1, 1, 1]]
+
+
+def test_L1_what_an_event_loop_left_under_way_is_over_before_the_next_one_looks(tmp_path: Path) -> None:
+    storage = create_storage("sqlite", path=tmp_path / "app.db")
+    driver = storage.get_mount("key").driver
+    assert isinstance(driver, SqliteDriver)
+
+    async def write() -> None:
+        await storage.set_item("key", 1)
+        driver._file._writing.submit(lambda: time.sleep(0.2))
+        task = asyncio.create_task(storage.set_item("key", 2))
+        await asyncio.sleep(0.01)
+        del task
+
+    async def look() -> None:
+        assert await storage.get_item("key") == 2
+        await storage.aclose()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(write())
+    loop.close()
+    asyncio.run(look())
 
 
 @in_loop

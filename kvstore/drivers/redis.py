@@ -113,6 +113,9 @@ class RedisDriver(Driver):
             raise BackendUnavailable(error.message) from error.__cause__
         self._time.set(now + _since(began))  # of what it may be by now the latest: nothing expires early
 
+    async def settle(self) -> None:
+        await self._server.settle()
+
     async def aclose(self) -> None:
         await self._server.aclose()
 

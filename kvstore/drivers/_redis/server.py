@@ -80,6 +80,11 @@ class Server:
             return sentinel.master_for(address.service, db=address.db)
         return (Redis if self._slot is None else RedisCluster).from_url(address.url, **settings)
 
+    async def settle(self) -> None:
+        """Returns when what cancelled callers have left is over."""
+        if self._wire is not None:
+            await self._wire.settled()
+
     async def aclose(self) -> None:
         await self._open.aclose()
         self.client, self._wire = self._given, None

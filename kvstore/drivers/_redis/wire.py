@@ -64,7 +64,7 @@ class Lent(Way):
 class Wire(Way):
     """Sends one command on each of as many connections of `pool` as are asked at once. `timeout`: seconds for an answer.
 
-    A command whose caller is cancelled goes on, and later ones wait for its end.
+    A command whose caller is cancelled goes on; `settled` waits for its end.
     """
 
     def __init__(self, pool: ConnectionPool, timeout: float) -> None:
@@ -81,8 +81,6 @@ class Wire(Way):
             self._pack = pack_command
 
     async def ask(self, *command: Any) -> Any:
-        if self._left:
-            await asyncio.wait(self._left)
         connection = await self._connected()
         packed = connection.pack_command(*command) if self._pack is None else [self._pack(command)]
         if len(packed) > 1 or len(packed[0]) > _SMALL:

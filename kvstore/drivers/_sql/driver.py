@@ -97,13 +97,9 @@ class SqlDriver(Driver):
         await self._pool.ask(self._prepare)
 
     async def _prepare(self, connection: Connection) -> None:
-        self.cancellable = connection.session is not None
         await self._server.look_at(connection)
         if not await self._server.is_made(connection):
             await self._server.create(connection)
-
-    async def settle(self) -> None:
-        await self._pool.settle()
 
     async def aclose(self) -> None:
         await self._open.aclose()

@@ -122,11 +122,6 @@ class Pool:
         finally:
             room.release()
 
-    async def settle(self) -> None:
-        """Returns when no write that was given up so far can take effect any more."""
-        if self._left:
-            await self.ask(_nothing, writes=True)
-
     async def _end_left(self, connection: Connection) -> None:
         """Waits until they are over, or a write that was given up might take effect after one that is acknowledged."""
         for session in [*self._left]:
@@ -217,10 +212,6 @@ class Pool:
         is_ours = package in ("SQLAlchemy", "sqlalchemy", "greenlet", self._server.client)
         line = install(self._server.name.lower()) if is_ours else f'pip install "{_INSTALLED_AS.get(package, package)}"'
         return MissingDependencyError(f"a driver for {self._server.name} needs {package}: {line}")
-
-
-async def _nothing(_: Connection) -> None:
-    pass
 
 
 def _without(message: str, url: str | None) -> str:
