@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import os
 import re
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +26,6 @@ from servers.process import certificate
 from kvstore import (
     MISSING,
     BackendError,
-    BackendTimeout,
     BackendUnavailable,
     ConfigError,
     CorruptValueError,
@@ -284,22 +281,6 @@ async def test_L1_a_client_that_was_handed_in_stays_open(tmp_path: Path) -> None
         assert document["value"] == b"1"
 
 
-def test_L1_several_event_loops_in_turn_leave_no_client_open(tmp_path: Path) -> None:
-    storage = opened(tmp_path)
-
-    async def use(number: int) -> None:
-        await storage.set_item(f"k{number}", number)
-        assert await storage.count() == number + 1
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ResourceWarning)
-        for number in range(3):
-            asyncio.run(use(number))
-        asyncio.run(storage.aclose())
-        gc.collect()
-    assert [str(warning.message) for warning in caught] == []
-
-
 def test_L1_a_client_that_was_handed_in_is_refused_in_another_event_loop(tmp_path: Path) -> None:
     client = client_of(servers.url())
     storage = create_storage("mongodb", client=client, database="kvstore_test", collection=name(tmp_path))
@@ -445,57 +426,6 @@ async def test_a_single_server_is_no_replica_set() -> None:
 
 
 @in_loop
-async def test_a_server_that_is_not_there_is_unavailable_and_used_once_it_comes_up() -> None:
-    server, port = servers.start()
-    server.kill()
-    url = f"mongodb://me:hunter2@127.0.0.1:{port}"
-    async with create_storage(url, connect_timeout=0.4) as storage:
-        async with asyncio.timeout(5):
-            with pytest.raises(BackendUnavailable, match="no MongoDB server") as caught:
-                await storage.get_item("key")
-        assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{storage.get_mount('key').driver!r}"
-    async with create_storage(f"mongodb://127.0.0.1:{port}", connect_timeout=0.4, timeout=0.7) as storage:
-        with pytest.raises(BackendUnavailable):
-            await storage.set_item("key", 1)
-        await asyncio.to_thread(server.start)
-        await storage.set_item("key", 1)
-        server.kill()
-        with pytest.raises(BackendUnavailable):
-            await storage.get_item("key")
-        await asyncio.to_thread(server.start)
-        await storage.set_item("key", 2)
-        assert await storage.get_item("key") == 2
-    server.stop()
-
-
-@in_loop
-async def test_a_server_killed_amid_writes_loses_nothing_acknowledged_and_nobody_hangs() -> None:
-    server, port = servers.start(durable=True)
-    acknowledged: dict[str, int] = {}
-    url = f"mongodb://127.0.0.1:{port}/?journal=true"
-    async with create_storage(url, connect_timeout=1.0, timeout=5.0) as storage:
-
-        async def one(task: int) -> None:
-            for number in range(6):
-                try:
-                    await storage.set_item(f"{task}:{number}", number)
-                    acknowledged[f"{task}:{number}"] = number
-                except (BackendUnavailable, BackendTimeout):
-                    await asyncio.sleep(0.02)
-
-        async def kill() -> None:
-            while len(acknowledged) < 130:
-                await asyncio.sleep(0.001)
-            server.kill()
-            await asyncio.to_thread(server.start)
-
-        async with asyncio.timeout(60):
-            await asyncio.gather(kill(), *map(one, range(64)))
-        assert await storage.get_items(acknowledged) == acknowledged
-    server.stop()
-
-
-@in_loop
 async def test_A3_when_one_removal_of_a_batch_fails_none_is_left_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,39 +446,6 @@ async def test_A3_when_one_removal_of_a_batch_fails_none_is_left_under_way(
             await storage.get_mount("x").driver.write([("bad", None, None), ("slow", None, None)])
         assert over == ["slow"]
         assert await storage.get_keys() == ["bad"]
-
-
-@in_loop
-async def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on() -> None:
-    server, port = servers.start()
-    async with create_storage(f"mongodb://127.0.0.1:{port}", timeout=0.4, connect_timeout=2.0) as storage:
-        await storage.set_item("key", 1)
-        server.pause()
-
-        async def wait() -> None:
-            async with asyncio.timeout(5):
-                with pytest.raises(BackendTimeout, match="whether anything was written is not known") as caught:
-                    await storage.set_item("key", 2)
-            assert (caught.value.key, caught.value.operation) == ("key", "set_item")
-
-        await leaves_the_loop_free(wait)
-        server.resume()
-        await storage.set_item("key", 3)
-        assert await storage.get_item("key") == 3
-    server.stop()
-
-
-@in_loop
-async def test_L2_to_close_while_the_server_stands_still_takes_no_longer_than_a_call() -> None:
-    server, port = servers.start()
-    storage = create_storage(f"mongodb://127.0.0.1:{port}", timeout=0.5)
-    await storage.set_item("key", 1)
-    server.pause()
-    began = time.monotonic()
-    await storage.aclose()
-    assert time.monotonic() - began < 2
-    server.resume()
-    server.stop()
 
 
 @pytest.mark.parametrize("replica_set", [False, True])

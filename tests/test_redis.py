@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import os
 import time
-import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -234,23 +232,6 @@ async def test_W1_E1_a_watch_whose_server_is_gone_ends_with_BackendUnavailable()
     server.stop()
 
 
-def test_L1_an_event_loop_leaves_nothing_open_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    storage = opened(tmp_path)
-
-    async def use(number: int) -> None:
-        await asyncio.gather(*(storage.add_item(f"{number}:{task}", task) for task in range(20)))
-        assert await storage.count() == 20 * (number + 1)
-
-    gc.collect()  # of other tests
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        for number in range(3):
-            asyncio.run(use(number))
-        asyncio.run(storage.aclose())
-        gc.collect()
-    assert [str(warning.message) for warning in told if warning.category is ResourceWarning] == []
-
-
 @in_loop
 async def test_L1_a_client_that_was_handed_in_stays_open(tmp_path: Path) -> None:
     async with Redis.from_url(servers.url()) as client:
@@ -265,85 +246,6 @@ def test_a_client_that_decodes_is_refused() -> None:
 
 
 # Faults
-
-
-@in_loop
-async def test_a_thousand_tasks_are_all_served(tmp_path: Path) -> None:
-    async with opened(tmp_path) as storage:
-
-        async def one(number: int) -> None:
-            await storage.set_item(f"key:{number}", number)
-            assert await storage.get_item(f"key:{number}") == number
-
-        await leaves_the_loop_free(lambda: asyncio.gather(*map(one, range(1000))))
-        assert await storage.count() == 1000
-
-
-@in_loop
-async def test_a_server_that_is_not_there_is_unavailable_and_used_once_it_comes_up() -> None:
-    server, port = servers.start()
-    server.kill()
-    async with create_storage(f"redis://:hunter2@127.0.0.1:{port}") as storage:
-        async with asyncio.timeout(5):
-            with pytest.raises(BackendUnavailable, match="can't be reached") as caught:
-                await storage.get_item("key")
-        assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{storage.get_mount('key').driver!r}"
-    server.start()
-    async with create_storage(f"redis://127.0.0.1:{port}") as storage:
-        await storage.set_item("key", 1)
-        server.kill()
-        with pytest.raises(BackendUnavailable):
-            await storage.get_item("key")
-        server.start()
-        await storage.set_item("key", 2)
-        assert await storage.get_item("key") == 2
-    server.stop()
-
-
-@in_loop
-async def test_a_server_killed_amid_writes_loses_nothing_acknowledged_and_nobody_hangs() -> None:
-    server, port = servers.start("--appendonly", "yes", "--appendfsync", "always")
-    acknowledged: dict[str, int] = {}
-    async with create_storage(f"redis://127.0.0.1:{port}", timeout=5.0) as storage:
-
-        async def one(task: int) -> None:
-            for number in range(30):
-                try:
-                    await storage.set_item(f"{task}:{number}", number)
-                    acknowledged[f"{task}:{number}"] = number
-                except (BackendUnavailable, BackendTimeout) as error:
-                    assert "not known" in str(error) or "can't be reached" in str(error)  # noqa: PT017
-                    await asyncio.sleep(0.02)
-
-        async def kill() -> None:
-            while len(acknowledged) < 200:
-                await asyncio.sleep(0.001)
-            server.kill()
-            await asyncio.to_thread(server.start)
-
-        async with asyncio.timeout(60):
-            await asyncio.gather(kill(), *map(one, range(64)))
-        assert await storage.get_items(acknowledged) == acknowledged
-    server.stop()
-
-
-@in_loop
-async def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on() -> None:
-    server, port = servers.start()
-    async with create_storage(f"redis://127.0.0.1:{port}", timeout=0.3) as storage:
-        await storage.set_item("key", 1)
-        server.pause()
-
-        async def wait() -> None:
-            with pytest.raises(BackendTimeout, match="whether anything was written is not known") as caught:
-                await storage.set_item("key", 2)
-            assert (caught.value.key, caught.value.operation) == ("key", "set_item")
-
-        await leaves_the_loop_free(wait)
-        server.resume()
-        await storage.set_item("key", 3)
-        assert await storage.get_item("key") == 3
-    server.stop()
 
 
 @in_loop

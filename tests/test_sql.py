@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import os
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +32,6 @@ from kvstore import (
     Storage,
     create_storage,
 )
-from kvstore.clock import Clock
 from kvstore.driver import Batch
 from kvstore.drivers._sql.connection import AsyncmyConnection, AsyncpgConnection, Connection, _places
 from kvstore.drivers._sql.driver import SqlDriver
@@ -452,17 +449,6 @@ async def test_T1_an_hour_that_comes_twice_where_the_server_stands_is_told_apart
     await asyncio.to_thread(server.stop)
 
 
-def test_T1_a_slow_answer_does_not_set_a_clock_back() -> None:
-    clock = Clock()
-    clock.set(1_000_000)
-    clock.set(1_000_000 - 400, within=500)  # it may have been told half a second ago
-    assert 1_000_000 <= clock() < 1_000_400
-    clock.set(2_000_000, within=500)
-    assert clock() >= 2_000_000
-    clock.set(1_000_000, within=500)
-    assert clock() < 1_010_000
-
-
 # Faults
 
 
@@ -487,30 +473,6 @@ async def _all_anew(storage: Storage, one: Callable[[int], Awaitable[None]]) -> 
 
 @each_server
 @in_loop
-async def test_a_server_that_is_not_there_is_unavailable_and_used_once_it_comes_up(kind: Kind) -> None:
-    server, port = await asyncio.to_thread(kind.start)
-    server.kill()
-    secret = kind.private(port).replace("@", ":hunter2@" if kind.name == "postgresql" else "hunter2@")
-    async with create_storage(secret) as storage:
-        async with asyncio.timeout(6):
-            with pytest.raises(BackendUnavailable) as caught:
-                await storage.get_item("key")
-        assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{storage.get_mount('key').driver!r}"
-        assert str(port) in f"{storage.get_mount('key').driver!r}"
-    await asyncio.to_thread(server.start)
-    async with create_storage(kind.private(port)) as storage:
-        await storage.set_item("key", 1)
-        server.kill()
-        with pytest.raises(BackendUnavailable):
-            await storage.get_item("key")
-        await asyncio.to_thread(server.start)
-        await storage.set_item("key", 2)
-        assert await storage.get_item("key") == 2
-    await asyncio.to_thread(server.stop)
-
-
-@each_server
-@in_loop
 async def test_a_connection_that_the_server_ended_is_replaced_unnoticed(kind: Kind, tmp_path: Path) -> None:
     engine = kind.engine()
     async with kind.opened(tmp_path) as storage, engine.connect() as client:
@@ -530,56 +492,6 @@ async def test_a_connection_that_the_server_ended_is_replaced_unnoticed(kind: Ki
         assert await storage.get_item("key") == 1
         await storage.set_item("key", 2)
     await engine.dispose()
-
-
-@each_server
-@in_loop
-async def test_a_server_killed_amid_writes_loses_nothing_acknowledged_and_nobody_hangs(kind: Kind) -> None:
-    server, port = await asyncio.to_thread(kind.start)
-    acknowledged: dict[str, int] = {}
-    async with create_storage(kind.private(port), timeout=5.0) as storage:
-
-        async def one(task: int) -> None:
-            for number in range(30):
-                try:
-                    await storage.set_item(f"{task}:{number}", number)
-                    acknowledged[f"{task}:{number}"] = number
-                except (BackendUnavailable, BackendTimeout) as error:
-                    assert "not known" in str(error) or "nothing was written" in str(error), error  # noqa: PT017
-                    await asyncio.sleep(0.05)
-
-        async def kill() -> None:
-            while len(acknowledged) < 200:
-                await asyncio.sleep(0.001)
-            server.kill()
-            await asyncio.to_thread(server.start)
-
-        async with asyncio.timeout(90):
-            await asyncio.gather(kill(), *map(one, range(64)))
-            assert await storage.get_items(acknowledged) == acknowledged
-    await asyncio.to_thread(server.stop)
-
-
-@each_server
-@in_loop
-async def test_a_server_that_stands_still_is_a_timeout_and_the_event_loop_goes_on(kind: Kind) -> None:
-    server, port = await asyncio.to_thread(kind.start)
-    async with create_storage(kind.private(port), timeout=0.3, connect_timeout=0.3) as storage:
-        await storage.set_item("key", 1)
-        server.pause()
-
-        async def wait() -> None:
-            with pytest.raises((BackendTimeout, BackendUnavailable)) as caught:
-                await storage.set_item("key", 2)
-            assert (caught.value.key, caught.value.operation) == ("key", "set_item")
-
-        with pytest.raises(BackendTimeout, match="whether anything was written is not known"):
-            await storage.set_item("key", 2)
-        await leaves_the_loop_free(wait)
-        server.resume()
-        await storage.set_item("key", 3)
-        assert await storage.get_item("key") == 3
-    await asyncio.to_thread(server.stop)
 
 
 @each_server
@@ -627,21 +539,6 @@ async def test_a_session_is_ended_by_what_no_other_one_is_called(kind: Kind, tmp
         await mine.fetch("SELECT 1")
         for connection in (mine, left):
             await connection.aclose()
-
-
-@each_server
-@in_loop
-async def test_L2_to_close_while_the_server_stands_still_takes_no_longer_than_a_call(kind: Kind) -> None:
-    server, port = await asyncio.to_thread(kind.start)
-    storage = create_storage(kind.private(port), timeout=0.5)
-    await asyncio.gather(*(storage.set_item(f"{number}", 1) for number in range(9)))
-    await asyncio.gather(*(storage.get_mount("key").driver.count("") for _ in range(4)))
-    server.pause()
-    began = time.monotonic()
-    await storage.aclose()
-    assert time.monotonic() - began < 2
-    server.resume()
-    await asyncio.to_thread(server.stop)
 
 
 @each_server
@@ -936,24 +833,6 @@ async def test_a_client_that_can_not_be_used_is_said_with_what_helps(
     async with create_storage(f"{scheme}://localhost/x") as storage:
         with pytest.raises(error, match=says):
             await storage.get_item("key")
-
-
-@each_server
-def test_L1_an_event_loop_leaves_nothing_open_and_the_next_one_goes_on(kind: Kind, tmp_path: Path) -> None:
-    storage = kind.opened(tmp_path)
-
-    async def use(number: int) -> None:
-        await asyncio.gather(*(storage.add_item(f"{number}:{task}", task) for task in range(20)))
-        assert await storage.count() == 20 * (number + 1)
-
-    gc.collect()  # of other tests
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        for number in range(3):
-            asyncio.run(use(number))
-        asyncio.run(storage.aclose())
-        gc.collect()
-    assert [str(warning.message) for warning in told if warning.category is ResourceWarning] == []
 
 
 @each_server
