@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from servers import own_name
 
 from kvstore import BackendUnavailable, Capabilities, Driver, Expect, Storage, Write, create_storage
 from kvstore.drivers.memory import MemoryDriver
@@ -124,10 +125,9 @@ class Crashing(Wrapped):
 
 def place_on_a_server(kind: str, path: Path) -> tuple[str, dict[str, str]]:
     """The URL of the server that the tests share, and the option for a name space as much `path`'s own as a directory there."""
-    name = "kvstore_test_" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
     server: Any = importlib.import_module(f"servers.{kind}")
     place = {"redis": "base", "mongodb": "collection"}.get(kind, "table")
-    return server.url(), {place: name}
+    return server.url(), {place: own_name(path)}
 
 
 class Store:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 import sys
@@ -24,6 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from outside import rounds
 from running import in_loop
+from servers import own_name
 from servers import s3 as servers
 from servers.process import certificate
 
@@ -55,7 +55,7 @@ server = pytest.mark.server
 def below(path: Path, url: str | None = None) -> str:
     """The URL of a test's own prefix."""
     address, _, query = (url or servers.url()).partition("?")
-    return f"{address}/{MINE}/{hashlib.sha256(str(path).encode()).hexdigest()[:16]}?{query}"
+    return f"{address}/{MINE}/{own_name(path)}?{query}"
 
 
 def opened(path: Path, url: str | None = None, **options: Any) -> Storage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 import subprocess
@@ -21,6 +20,7 @@ from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import OperationFailure
 from running import in_loop
 from servers import mongodb as servers
+from servers import own_name
 from servers.process import certificate
 
 from kvstore import (
@@ -55,7 +55,7 @@ MINE = "kvstore-test-" + os.environ.setdefault("KVSTORE_TEST_MONGODB_RUN", token
 
 def name(path: Path) -> str:
     """A collection of a test's own."""
-    return f"{MINE}-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    return f"{MINE}-{own_name(path)}"
 
 
 @pytest.fixture(autouse=True)

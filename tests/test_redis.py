@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +14,7 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 from redis.crc import key_slot
 from running import in_loop
+from servers import own_name as base
 from servers import redis as servers
 from servers.process import certificate, free_port, new_directory
 
@@ -38,11 +38,6 @@ from kvstore.testing import DriverSuite
 from kvstore.testing.pauses import leaves_the_loop_free
 from persistence import create_persistence
 from persistence.drivers.redis import redis_driver
-
-
-def base(path: Path) -> str:
-    """A name space of a test's own."""
-    return "kvstore-test-" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 class TestRedis(DriverSuite):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from running import in_loop
 from servers import mysql, postgresql
+from servers import own_name as table
 from servers.process import Server, certificate
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -43,11 +43,6 @@ from kvstore.drivers.postgresql import PostgresqlDriver
 from kvstore.errors import install
 from kvstore.testing import DriverSuite
 from kvstore.testing.pauses import leaves_the_loop_free
-
-
-def table(path: Path) -> str:
-    """A table of a test's own."""
-    return "kv_" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 class TestPostgresql(DriverSuite):
