@@ -11,7 +11,7 @@ import pytest
 from fakes import Queued
 from running import in_loop
 
-from kvstore import Storage, create_storage
+from kvstore import MISSING, Storage, create_storage
 
 KEYS = [f"key{number}" for number in range(6)]
 
@@ -19,7 +19,8 @@ KEYS = [f"key{number}" for number in range(6)]
 class LateDriver(Queued):
     """Answers late, before and after it acts, so that calls on several connections would overtake each other."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, lanes: int = 1) -> None:
+        self.lanes = lanes
         super().__init__()
         self._chance = chance
 
@@ -38,6 +39,15 @@ def some_call(storage: Storage, model: dict[str, int], chance: random.Random) ->
     def set_item() -> tuple[Awaitable[Any], Any]:
         model[key] = number
         return storage.set_item(key, number), None
+
+    def set_item_raw() -> tuple[Awaitable[Any], Any]:
+        model[key] = number
+        return storage.set_item_raw(key, b" %d" % number), None  # which is the same JSON in other bytes
+
+    def compare_and_set() -> tuple[Awaitable[Any], Any]:
+        old: object = model.get(key, MISSING)
+        model[key] = number
+        return storage.compare_and_set(key, old, number), True
 
     def remove_item() -> tuple[Awaitable[Any], Any]:
         return storage.remove_item(key), model.pop(key, None) is not None
@@ -67,7 +77,7 @@ def some_call(storage: Storage, model: dict[str, int], chance: random.Random) ->
 
     calls: list[Callable[[], tuple[Awaitable[Any], Any]]] = [
         *[set_item, lambda: (storage.get_item(key), model.get(key))] * 3,
-        *[remove_item, add_item, update_item, set_items, get_items] * 2,
+        *[remove_item, add_item, update_item, set_items, get_items, set_item_raw, compare_and_set] * 2,
         lambda: (storage.has_item(key), key in model),
         lambda: (storage.touch(key), key in model),
         clear,
@@ -75,13 +85,14 @@ def some_call(storage: Storage, model: dict[str, int], chance: random.Random) ->
     return chance.choice(calls)()
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("seed", range(20))
 @in_loop
-async def test_A3_gathered_calls_take_effect_in_their_order(seed: int) -> None:
+async def test_A3_gathered_calls_take_effect_in_their_order(seed: int, lanes: int) -> None:
     chance = random.Random(seed)
 
     model: dict[str, int] = {}
-    async with create_storage(LateDriver(chance)) as storage:
+    async with create_storage(LateDriver(chance, lanes)) as storage:
         for _ in range(10):
             calls, expected = zip(*(some_call(storage, model, chance) for _ in range(40)), strict=True)
             assert await asyncio.gather(*calls) == list(expected)
