@@ -91,25 +91,6 @@ class TestS3(DriverSuite):
     def make_driver(self, path: Path) -> FsspecDriver:
         return FsspecDriver(below(path), timeout=60.0)
 
-    @in_loop
-    async def test_batches_of_writes_are_carried_out_in_order(self, tmp_path: Path) -> None:
-        """Section 2: a condition on another key than the one written is refused."""
-
-        async with opened(tmp_path) as storage:
-            driver = storage.get_mount("a").driver
-            await storage.set_item_raw("b", b"1")
-            results = await driver.write_many(
-                [
-                    ([("a", b"2", None), ("b", b"1", None)], None),
-                    ([("a", None, None)], None),
-                    ([("b", b"2", None)], {"b": b"wrong"}),
-                    ([("b", b"3", None)], {"b": b"1"}),
-                    ([("a", b"4", None)], {"b": b"3", "a": None}),
-                ]
-            )
-            assert results[:4] == [[False, True], [True], None, [True]]
-            assert isinstance(results[4], UnsupportedOperation)
-
 
 class TestMemory(DriverSuite):
     """Objects that are replaced as a whole, of this process alone."""

@@ -95,27 +95,6 @@ class TestMongodb(DriverSuite):
         """L2."""
         many_medium_values(tmp_path)
 
-    @in_loop
-    async def test_batches_of_writes_are_carried_out_in_order(self, tmp_path: Path) -> None:
-        """Section 2: without transactions, a condition on another key than the one written is refused."""
-
-        async with opened(tmp_path) as storage:
-            driver = storage.get_mount("a").driver
-            await storage.set_item_raw("b", b"1")
-            results = await driver.write_many(
-                [
-                    ([("a", b"1", None)], None),
-                    ([("a", b"2", None), ("b", b"1", None)], None),
-                    ([("a", None, None)], None),
-                    ([("b", b"2", None)], {"b": b"wrong"}),
-                    ([("b", b"3", None)], {"b": b"1"}),
-                    ([("a", b"4", None)], {"b": b"3", "a": None}),
-                ]
-            )
-            assert results[:5] == [[False], [True, True], [True], None, [True]]
-            assert isinstance(results[5], UnsupportedOperation)
-            assert await driver.read(["a", "b"]) == [None, b"3"]
-
 
 class TestMongodbReplicaSet(Conditions, DriverCalls, Metadata, Watching):
     """What transactions and change streams change; the rest is the same code."""

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from kvstore.driver import PAGE
-from kvstore.errors import InvalidValueError
+from kvstore.errors import InvalidValueError, UnsupportedOperation
 from kvstore.keys import after_all
 from kvstore.storage import Storage
 from kvstore.testing.store import Contract, Store, in_loop, promised
@@ -267,5 +267,9 @@ class DriverCalls(Contract):
                     ([("a", b"4", None)], {"b": b"3", "a": None}),
                 ]
             )
-            assert results == [None, [True], [False]]
-            assert await driver.read(["a", "b"]) == [b"4", b"3"]
+            *alone, other = results
+            assert alone == [None, [True]]
+            # A condition on another key than the one written may be more than a driver can hold that is not atomic.
+            refused = isinstance(other, UnsupportedOperation) and not store.promises("atomic")
+            assert refused or other == [False]
+            assert await driver.read(["a", "b"]) == [None if refused else b"4", b"3"]
