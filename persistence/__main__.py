@@ -16,9 +16,8 @@ import orjson
 
 from kvstore.errors import ConfigError, CorruptValueError, KVStoreError
 from kvstore.transfer import copy
-from persistence.agentx import ORIGINAL, export_order, import_agentx, plain, sqlite_tables
+from persistence.agentx import ORIGINAL, export_order, import_agentx, plain, repositories, sqlite_tables
 from persistence.persistence import Persistence, create_persistence, local_persistence
-from persistence.repository import Repository
 
 DEFAULT = "~/.agentx/data/agentx.db"
 SQLITE_TABLE = "kvstore"
@@ -198,17 +197,11 @@ async def exported(persistence: Persistence) -> dict[str, Any]:
     """Everything as JSON, messages without a session too; with `unreadable`, where there are, the keys of what is left out."""
     export: dict[str, Any] = {}
     unreadable: list[str] = []
-    kinds: dict[str, Repository[Any]] = {
-        "containers": persistence.containers,
-        "images": persistence.images,
-        "sessions": persistence.sessions,
-    }
-    for name, repository in kinds.items():
+    for name, repository in repositories(persistence).items():
         shape = repository.table.shape
         page = await repository._page(None, None)
         unreadable += page.unreadable
-        documents = [shape.document(record) for record in page]
-        export[name] = export_order(documents, {"containers": "containerId", "images": "imageId"}.get(name, "sessionId"))
+        export[name] = export_order((shape.document(record) for record in page), shape)
     export["messages"] = {}
     for session_id in sorted({*(session["sessionId"] for session in export["sessions"]), *await persistence.sessions.logs()}):
         try:

@@ -38,11 +38,7 @@ from persistence.shape import Shape
 Source = str | os.PathLike[str] | Mapping[str, str] | Storage
 """A SQLite file, a directory, a `.jsonl` file of `{"key", "value"}`, a mapping of keys to texts, or a Storage with the keys."""
 
-_KINDS: dict[str, tuple[str, Shape[Any]]] = {
-    "containers": ("containerId", Shape(Container)),
-    "images": ("imageId", Shape(Image)),
-    "sessions": ("sessionId", Shape(Session)),
-}
+_KINDS: dict[str, Shape[Any]] = {"containers": Shape(Container), "images": Shape(Image), "sessions": Shape(Session)}
 # What can be wrong with one record or log. Any other error is the source's or the target's, and ends the import.
 _ITS_OWN_FAULT = (InvalidKeyError, InvalidValueError, CorruptValueError, ConflictError)
 ORIGINAL = frozenset((b"kv_storage", b"unstorage"))
@@ -113,12 +109,7 @@ async def import_agentx(
     if strict and store.problems:
         raise CorruptValueError(store.problems[0].reason, operation="import_agentx", key=store.problems[0].key)
     report = ImportReport(problems=list(store.problems))
-    repositories: dict[str, Repository[Any]] = {
-        "containers": target.containers,
-        "images": target.images,
-        "sessions": target.sessions,
-    }
-    for kind, repository in repositories.items():
+    for kind, repository in repositories(target).items():
         for document in getattr(store, kind):
             await _import_record(repository, kind, document, report, overwrite)
     for session_id, messages in store.messages.items():
@@ -129,11 +120,16 @@ async def import_agentx(
     return report
 
 
+def repositories(persistence: Persistence) -> dict[str, Repository[Any]]:
+    """Those of the kinds of records that the original has."""
+    return {"containers": persistence.containers, "images": persistence.images, "sessions": persistence.sessions}
+
+
 async def _import_record(
     repository: Repository[Any], kind: str, document: dict[str, Any], report: ImportReport, overwrite: bool
 ) -> None:
     shape = repository.table.shape
-    key = shape.key(document[_KINDS[kind][0]])
+    key = shape.key(document[shape.id_member])
     try:
         record = shape.record(key, document)
         there = await repository.table.get(key)
@@ -190,9 +186,9 @@ async def read_agentx(source: Source, *, base: str | None = None) -> AgentXStore
     return _sorted_out({key[len(prefix) :]: text for key, text in texts.items() if key.startswith(prefix)})
 
 
-def export_order(records: list[dict[str, Any]], member: str) -> list[dict[str, Any]]:
+def export_order(records: Iterable[dict[str, Any]], shape: Shape[Any]) -> list[dict[str, Any]]:
     """By id, as `AgentXStore` has them."""
-    return sorted(records, key=lambda record: str(record[member]))
+    return sorted(records, key=lambda record: str(record[shape.id_member]))
 
 
 def rewritten(key: str) -> str:
@@ -210,8 +206,8 @@ def _sorted_out(texts: Mapping[str, str | None]) -> AgentXStore:
             continue  # unstorage's own metadata
         if kind in _KINDS:
             try:
-                document = _record(text, *_KINDS[kind])
-                if found[kind].setdefault(document[_KINDS[kind][0]], document) is not document:
+                document = _record(text, _KINDS[kind])
+                if found[kind].setdefault(document[_KINDS[kind].id_member], document) is not document:
                     raise CorruptValueError("another record has the same id")
             except _ITS_OWN_FAULT as error:
                 store.problems.append(Problem(key, error.message))
@@ -220,7 +216,7 @@ def _sorted_out(texts: Mapping[str, str | None]) -> AgentXStore:
         elif kind != "idx":
             store.problems.append(Problem(key, "keys of this kind are not known"))
     for kind, records in found.items():
-        setattr(store, kind, export_order(list(records.values()), _KINDS[kind][0]))
+        setattr(store, kind, export_order(records.values(), _KINDS[kind]))
     logs = {session_id: rewritten(f"messages:{session_id}") for session_id in sorted(found["sessions"])}
     for key in lists.keys() - logs.values():
         logs.setdefault(key.partition(":")[2], key)
@@ -231,8 +227,8 @@ def _sorted_out(texts: Mapping[str, str | None]) -> AgentXStore:
     return store
 
 
-def _record(text: str | None, member: str, shape: Shape[Any]) -> dict[str, Any]:
-    document = _json(text)
+def _record(text: str | None, shape: Shape[Any]) -> dict[str, Any]:
+    document, member = _json(text), shape.id_member
     if not isinstance(document, dict) or not isinstance(document.get(member), str):
         raise CorruptValueError(f"the value is no object with a text {member!r}")
     shape.record(shape.key(document[member]), document)

@@ -63,6 +63,7 @@ class Shape(Generic[R]):
                     f"a type within the field {field!r} of {type.__name__} would lose the members that it does not name;"
                     " dict[str, Any] keeps them, a Struct with forbid_unknown_fields=True refuses them"
                 )
+        self.id_member = self._members[kind.id]
         self.indexes = {field: self._members[field] for field in kind.indexes}
 
     # Keys
@@ -86,7 +87,7 @@ class Shape(Generic[R]):
 
     def place(self, document: Any) -> str | None:
         """Where a stored value stands in every list that it belongs to: what its entries end with. None: it is no record."""
-        record_id = document.get(self._members[self.id_field]) if isinstance(document, dict) else None
+        record_id = document.get(self.id_member) if isinstance(document, dict) else None
         return f"{created_at(document, 0):016d}:{escape_segment(record_id)}" if isinstance(record_id, str) else None
 
     def base(self, member: str = "createdAt", value: str | None = None) -> str:
