@@ -68,6 +68,25 @@ class Base:
             os.mkdir(path)
         self.sync(around)
 
+    @contextmanager
+    def created(self, path: str, flags: int) -> Iterator[int]:
+        """The descriptor of a new file, in a directory that is made where it is missing. Where that fails, it is gone again."""
+        flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            self.make(os.path.dirname(path))
+            descriptor = os.open(path, flags, 0o666)
+        try:
+            yield descriptor
+            if self.fsync:
+                os.fsync(descriptor)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(descriptor)
+
     def sync(self, path: str) -> None:
         """Waits until the directory `path` is on the disk, if that is wanted."""
         if self.fsync:

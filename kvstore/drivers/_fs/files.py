@@ -181,13 +181,7 @@ class Files:
 
     def _write_temporary(self, pieces: Sequence[bytes], mtime: int | None, target: str) -> str:
         path = os.path.join(self._temporary, token_hex(8))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            descriptor = os.open(path, flags, 0o666)
-        except FileNotFoundError:
-            self._base.make(self._temporary)
-            descriptor = os.open(path, flags, 0o666)
-        try:
+        with self._base.created(path, os.O_EXCL) as descriptor:
             with suppress(OSError):  # whoever was kept from reading the old file is kept from the new one
                 os.fchmod(descriptor, os.stat(target).st_mode & 0o777)
             for piece in pieces:
@@ -197,13 +191,6 @@ class Files:
             # The clock of the file system ticks too slowly to tell two writes apart.
             mtime = time.time_ns() if mtime is None else mtime
             os.utime(descriptor, ns=(mtime, mtime))
-            if self._base.fsync:
-                os.fsync(descriptor)
-        except BaseException:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(descriptor)
         return path
 
     def _folder(self, names: Sequence[str]) -> int:

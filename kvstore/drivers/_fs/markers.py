@@ -28,21 +28,8 @@ class Markers:
 
     def add(self, key: str, expires_at: int) -> None:
         path = self._path(key, expires_at)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            descriptor = os.open(path, flags, 0o666)
-        except FileNotFoundError:
-            self._base.make(os.path.dirname(path))
-            descriptor = os.open(path, flags, 0o666)
-        try:
+        with self._base.created(path, os.O_TRUNC | os.O_NOFOLLOW) as descriptor:
             os.write(descriptor, key.encode())
-            if self._base.fsync:
-                os.fsync(descriptor)
-        except BaseException:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(descriptor)
         self._base.sync(os.path.dirname(path))
 
     def discard(self, key: str, expires_at: int) -> None:
