@@ -239,11 +239,7 @@ class Driver(ABC):
 
     async def clear(self, prefix: str) -> int:
         """Removes the keys that start with `prefix`, and says how many were there."""
-        total, after = 0, None
-        while page := await self.scan(prefix, after=after, limit=PAGE, reverse=False):
-            removed = await self.write([(key, None, None) for key in page])
-            total, after = total + sum(removed or ()), page[-1]
-        return total
+        return await self.clear_and_tell(prefix, (), lambda writes, found: None)
 
     async def clear_and_tell(self, prefix: str, masked: tuple[str, ...], tell: Tell) -> int:
         """`clear` that leaves what starts with one of `masked`, and calls `tell` with the removals and what they found."""

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Literal
 
 from kvstore.driver import Event, Write
 from kvstore.errors import BackendError
@@ -28,14 +29,14 @@ class Listener:
         self._told = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None  # of those who wait
 
-    def tell(self, kind: str, key: str) -> None:
+    def tell(self, kind: Literal["update", "remove"], key: str) -> None:
         """Queues the change of a whole key, unless it lies elsewhere. Never waits and never fails."""
         if self._end is not None or not key.startswith(self.prefix):
             return
         if len(self._events) >= BUFFER:
             self.end(BackendError(f"this watch fell {BUFFER:,} events behind and missed what came after them"))
             return
-        self._events.append(Event("update" if kind == "update" else "remove", key[self._strip :]))
+        self._events.append(Event(kind, key[self._strip :]))
         self._wake()
 
     def end(self, reason: Exception) -> None:

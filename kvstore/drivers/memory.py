@@ -188,7 +188,7 @@ class MemoryDriver(Driver):
     async def clear(self, prefix: str) -> int:
         if not prefix:
             return await self._free(*await self._budget.run(lambda: self._taken({})))
-        return await self.clear_and_tell(prefix, (), lambda _, __: None)
+        return await super().clear(prefix)
 
     async def clear_and_tell(self, prefix: str, masked: tuple[str, ...], tell: Tell) -> int:
         count, held = 0, False
