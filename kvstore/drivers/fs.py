@@ -15,7 +15,7 @@ from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, PAGE, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
 from kvstore.drivers._footer import MARK, Footer, opened, tail
 from kvstore.drivers._fs.base import Base
-from kvstore.drivers._fs.files import Files, read, read_footer, told
+from kvstore.drivers._fs.files import Files, kvstore_errors, read, read_footer
 from kvstore.drivers._fs.folders import Folders
 from kvstore.drivers._fs.markers import Markers
 from kvstore.drivers._fs.paths import plain_path, tree_path
@@ -198,7 +198,7 @@ class FsDriver(Driver):
         await self._writing.aclose()
 
     async def _on(self, worker: Worker, call: Callable[[], T]) -> T:
-        with told(self._base.path):
+        with kvstore_errors(self._base.path):
             return await worker.run(call)
 
     # Reading
@@ -207,7 +207,7 @@ class FsDriver(Driver):
         return plain_path(key) if self._plain else tree_path(key)
 
     def _read(self, key: str, folders: Folders | None = None) -> bytes | None:
-        with told(self._base.path, key):
+        with kvstore_errors(self._base.path, key):
             data = NOT_NOW if folders is None else self._read_small(key, folders)
         if not isinstance(data, NotNow):
             return data
@@ -216,7 +216,7 @@ class FsDriver(Driver):
 
     def _look(self, key: str, *, data: bool = False) -> _File | None:
         """What is known of a key's file, None where there is none or it has expired. With `data` its value too."""
-        with told(self._base.path, key), self._files.opened(self._names(key)) as descriptor:
+        with kvstore_errors(self._base.path, key), self._files.opened(self._names(key)) as descriptor:
             if descriptor is None:
                 return None
             about = os.fstat(descriptor)
@@ -260,7 +260,7 @@ class FsDriver(Driver):
                 self._files.check_room({key: self._names(key) for key, data, _ in writes if data is not None})
             absent = {key for key, data in (expect or {}).items() if data is None}
             for (key, data, expires_at), footer in zip(writes, old, strict=True):
-                with told(self._base.path, key):
+                with kvstore_errors(self._base.path, key):
                     if data is None:
                         self._files.remove(self._names(key))
                         self._forget(key, footer)
@@ -308,7 +308,7 @@ class FsDriver(Driver):
             raise UnsupportedOperation("layout='plain' keeps no expiry and no metadata")
 
         def locked() -> bool:
-            with self._base.locked(), told(self._base.path, key):
+            with self._base.locked(), kvstore_errors(self._base.path, key):
                 file = self._look(key, data=True)
                 if file is None:
                     return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kvstore.clock import Clock
 from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
-from kvstore.drivers._mongodb.client import close, known, made, prepared, set_by_server
+from kvstore.drivers._mongodb.client import as_kvstore_error, close, made, prepared, set_by_server
 from kvstore.drivers._mongodb.documents import EXPIRY, REVISION, Document, Documents, date, stat_of, value_of
 from kvstore.drivers._mongodb.transactions import commit
 from kvstore.drivers._mongodb.writing import clear, swap, sweep, update, write_each
@@ -122,7 +122,7 @@ class MongodbDriver(Driver):
             with pymongo.timeout(self._connect_timeout):
                 collection = await prepared(client, self._database, self._name, self._time, replica_set=self._replica_set)
         except pymongo.errors.PyMongoError as error:
-            reason = known(error, self._connect_timeout)
+            reason = as_kvstore_error(error, self._connect_timeout)
             if isinstance(reason, BackendTimeout):
                 reason = BackendUnavailable(f"no answer from MongoDB in {self._connect_timeout:g} seconds")
             raise reason from error
@@ -223,7 +223,7 @@ class MongodbDriver(Driver):
                 if ours and not revision.startswith(mine):
                     yield Event("remove" if fields.get(EXPIRY) == date(0) else "update", name[len(self._prefix) :])
         except PyMongoError as error:
-            raise known(error, self._timeout) from error
+            raise as_kvstore_error(error, self._timeout) from error
 
     async def _call(self, call: Callable[[Documents], Awaitable[T]], *, writes: bool = False) -> T:
         import pymongo
@@ -236,7 +236,7 @@ class MongodbDriver(Driver):
             with pymongo.timeout(self._timeout):
                 return await call(self._documents)
         except PyMongoError as error:
-            raise known(error, time.monotonic() - began, writes=writes) from error
+            raise as_kvstore_error(error, time.monotonic() - began, writes=writes) from error
 
 
 def _imported() -> Any:

@@ -24,7 +24,7 @@ _TEMPORARY = re.compile(r"[0-9a-f]{16}")
 
 
 @contextmanager
-def told(path: str, key: str | None = None) -> Iterator[None]:
+def kvstore_errors(path: str, key: str | None = None) -> Iterator[None]:
     """What goes wrong inside, as an error of kvstore that names `key`. `path`: where the system does not say."""
     try:
         yield

@@ -101,7 +101,7 @@ async def set_by_server(clock: Clock, collection: Collection) -> dict[str, Any]:
     return hello
 
 
-def known(error: PyMongoError, seconds: float, *, writes: bool = False) -> KVStoreError:
+def as_kvstore_error(error: PyMongoError, seconds: float, *, writes: bool = False) -> KVStoreError:
     """`error`, which came after `seconds`, as one of kvstore's."""
     from pymongo import errors
 

@@ -38,7 +38,7 @@ async def _events(server: Server, heard: Any, writer: str, prefix: str) -> Async
         try:
             message = await anext(messages)
         except (RedisError, OSError) as error:
-            raise server.known(error) from error
+            raise server.as_kvstore_error(error) from error
         if message["type"] == "message":
             told_by, *told = message["data"].decode().split("\0")
             for change in told if told_by != writer else ():

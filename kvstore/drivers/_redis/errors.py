@@ -8,7 +8,7 @@ from kvstore.drivers._redis.address import Address
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, CorruptValueError, KVStoreError
 
 
-def known(
+def as_kvstore_error(
     error: Exception,
     about: Sequence[str] = (),
     seconds: float = 0.0,

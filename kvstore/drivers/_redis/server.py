@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 from kvstore.drivers._redis.address import Address
-from kvstore.drivers._redis.errors import known
+from kvstore.drivers._redis.errors import as_kvstore_error
 from kvstore.drivers._redis.wire import ByCluster, Lent, Way, Wire
 from kvstore.errors import BackendError, BackendUnavailable, MissingDependencyError, UnsupportedOperation, install
 from kvstore.lifetime import Lifetime
@@ -30,7 +30,7 @@ class Server:
         self._given = client
         self.client: Any = client
         self.timeout = timeout
-        self.known = partial(known, connect_timeout=connect_timeout, address=address)
+        self.as_kvstore_error = partial(as_kvstore_error, connect_timeout=connect_timeout, address=address)
         self._connect_timeout = connect_timeout
         self._slot = slot
         self._at_once = at_once
@@ -116,7 +116,7 @@ class Server:
             async with self._room:
                 return await call(wire)
         except (RedisError, RedisClusterException, OSError) as error:  # OSError: TimeoutError too
-            raise self.known(error, about, time.monotonic() - began, writes=writes) from error
+            raise self.as_kvstore_error(error, about, time.monotonic() - began, writes=writes) from error
 
     async def names(self, prefix: str) -> set[bytes]:
         """Of the strings that begin so, whoever wrote them."""
