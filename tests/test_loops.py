@@ -132,16 +132,6 @@ def test_two_event_loops_at_once_are_refused_with_a_clear_error() -> None:
     assert asyncio.run(storage.get_item("key")) == 1
 
 
-@pytest.mark.parametrize("driver", ["memory", "sqlite"])
-def test_the_projects_drivers_work_in_several_event_loops(driver: str, tmp_path: Path) -> None:
-    options = {"path": str(tmp_path / "store.db")} if driver == "sqlite" else {}
-    storage = create_storage(driver, **options)
-    for number in range(3):
-        asyncio.run(storage.set_item(f"k{number}", number))
-    assert asyncio.run(storage.get_keys()) == ["k0", "k1", "k2"]
-    asyncio.run(storage.aclose())
-
-
 @in_loop
 async def test_closing_twice_at_once_is_fine() -> None:
     driver = Connecting()

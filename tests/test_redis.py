@@ -36,8 +36,6 @@ from kvstore.clock import Clock
 from kvstore.drivers.redis import RedisDriver
 from kvstore.testing import DriverSuite
 from kvstore.testing.pauses import leaves_the_loop_free
-from persistence import create_persistence
-from persistence.drivers.redis import redis_driver
 
 
 class TestRedis(DriverSuite):
@@ -819,11 +817,3 @@ async def test_without_an_index_there_is_no_metadata_and_that_is_said(tmp_path: 
         await storage.set_item("key", 1)
         with pytest.raises(UnsupportedOperation):
             await storage.set_meta("key", {"a": 1})
-
-
-@in_loop
-async def test_persistence_keeps_a_session_in_redis(tmp_path: Path) -> None:
-    async with create_persistence(redis_driver(servers.url(), base=base(tmp_path))) as persistence:
-        for number in range(20):
-            await persistence.sessions.add_message("s1", {"id": f"m{number}"})
-        assert [message["id"] for message in await persistence.sessions.get_messages("s1", last=3)] == ["m17", "m18", "m19"]

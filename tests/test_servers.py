@@ -165,3 +165,22 @@ def test_L1_an_event_loop_leaves_nothing_open_and_the_next_one_goes_on(kind: Kin
         asyncio.run(storage.aclose())
         gc.collect()
     assert [str(warning.message) for warning in told if warning.category is ResourceWarning] == []
+
+
+@each_server
+@in_loop
+async def test_L2_a_thousand_tasks_are_all_served_and_the_event_loop_goes_on(kind: Kind, tmp_path: Path) -> None:
+    url, options = place_on_a_server(kind.name, tmp_path)
+    async with create_storage(kind.name, url=url, timeout=60.0, **options) as storage:
+
+        async def one(number: int) -> None:
+            await storage.set_item(f"key:{number}", number)
+            assert await storage.get_item(f"key:{number}") == number
+            assert await storage.add_item(f"other:{number}", number)
+
+        async def thousand() -> None:
+            await storage.clear("other")
+            await asyncio.gather(*map(one, range(1000)))
+
+        await leaves_the_loop_free(thousand)
+        assert await storage.count() == 2000

@@ -42,7 +42,6 @@ from kvstore.drivers.mysql import MysqlDriver
 from kvstore.drivers.postgresql import PostgresqlDriver
 from kvstore.errors import install
 from kvstore.testing import DriverSuite
-from kvstore.testing.pauses import leaves_the_loop_free
 
 
 class TestPostgresql(DriverSuite):
@@ -445,25 +444,6 @@ async def test_T1_an_hour_that_comes_twice_where_the_server_stands_is_told_apart
 
 
 # Faults
-
-
-@each_server
-@in_loop
-async def test_a_thousand_tasks_are_all_served(kind: Kind, tmp_path: Path) -> None:
-    async with kind.opened(tmp_path, connections=2) as storage:
-
-        async def one(number: int) -> None:
-            await storage.set_item(f"key:{number}", number)
-            assert await storage.get_item(f"key:{number}") == number
-            assert await storage.add_item(f"other:{number}", number)
-
-        await leaves_the_loop_free(lambda: _all_anew(storage, one))
-        assert await storage.count() == 2000
-
-
-async def _all_anew(storage: Storage, one: Callable[[int], Awaitable[None]]) -> None:
-    await storage.clear("other")
-    await asyncio.gather(*map(one, range(1000)))
 
 
 @each_server
