@@ -235,7 +235,7 @@ class NeverInline(MemoryDriver):
 
 
 class WritesLate(MemoryDriver):
-    """Goes on with a write whose caller was cancelled, some time later."""
+    """Goes on with a write whose caller was cancelled, some time later, and says that it is over."""
 
     cancellable = True
     capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=False)
@@ -249,6 +249,9 @@ class WritesLate(MemoryDriver):
             asyncio.get_running_loop().call_later(0.005, lambda: asyncio.ensure_future(write(writes, expect)))
             raise
         return await super().write(writes, expect)
+
+    async def settle(self) -> None:
+        pass
 
 
 class LosesMetadata(MemoryDriver):
