@@ -1,68 +1,43 @@
-"""The timer that lets a driver take back the space of what has expired."""
+"""Time to live: what a user says, and when a value expires."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import math
+from datetime import UTC, datetime, timedelta
+from typing import cast
 
-from kvstore.driver import Driver
+from kvstore.errors import InvalidValueError
+from kvstore.values import NEVER, Never
 
-INTERVAL = 1.0
-"""Seconds between two sweeps at the least."""
+Ttl = float | timedelta | Never | None
 
-_log = logging.getLogger("kvstore")
+LAST_EXPIRY = 253_402_300_799_999
+"""The end of the year 9999 in milliseconds since 1970, the last time that `datetime` can say."""
 
 
-class Sweeper:
-    """Calls `Driver.sweep` soon after something expires, in the event loop that is running."""
+def check_ttl(ttl: Ttl) -> Ttl:
+    """`ttl` as it was given. Raises `InvalidValueError` unless it is positive and finite, a timedelta, `NEVER` or None."""
+    if ttl is None or ttl is NEVER:
+        return ttl
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        raise InvalidValueError(f"ttl is a number of seconds, a timedelta or NEVER, not {ttl!r}")
+    if seconds <= 0 or (isinstance(seconds, float) and not math.isfinite(seconds)):
+        raise InvalidValueError(f"ttl is a positive, finite number of seconds, not {ttl!r}")
+    return ttl
 
-    __slots__ = ("_driver", "_due", "_loop", "_needed", "_task", "_timer")
 
-    def __init__(self, driver: Driver, *, needed: bool = True) -> None:
-        self._driver = driver
-        self._needed = needed and type(driver).sweep is not Driver.sweep
-        self._due: int | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
+def expiry(ttl: Ttl, default: Ttl, now: int) -> int | None:
+    """When a value written at `now` (milliseconds since 1970) with `ttl` expires, rounded up; None: never."""
+    if ttl is None:
+        ttl = default
+    if check_ttl(ttl) is None or ttl is NEVER:
+        return None
+    seconds = cast(float, ttl.total_seconds() if isinstance(ttl, timedelta) else ttl)
+    # A time beyond what can be said is cut to the last that can; min() first, since a huge float has no ceil that fits.
+    return min(now + math.ceil(min(seconds * 1000, LAST_EXPIRY)), LAST_EXPIRY)
 
-    def expect(self, expires_at: int) -> None:
-        """Something expires at `expires_at`, in milliseconds since 1970."""
-        if not self._needed:
-            return
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # a timer of a loop that is over never fires
-            self._loop, self._due, self._task = loop, None, None
-        if self._due is not None and self._due <= expires_at:
-            return
-        self._due = expires_at
-        if self._timer is not None:
-            self._timer.cancel()
-        delay = max(INTERVAL, (expires_at - self._driver.clock()) / 1000)
-        self._timer = loop.call_later(min(delay, 86_400), self._start)
 
-    def _start(self) -> None:
-        self._timer = self._due = None
-        if self._loop is not None and (self._task is None or self._task.done()):
-            self._task = self._loop.create_task(self._sweep())
-
-    async def _sweep(self) -> None:
-        try:
-            due = await self._driver.sweep()
-        except Exception as error:
-            # Nobody waits for this; what could not be swept is hidden all the same, and is tried again.
-            _log.warning("%s: expired keys could not be swept: %s", self._driver.name, error)
-            due = self._driver.clock()
-        if due is not None:
-            self.expect(due)
-
-    async def aclose(self) -> None:
-        """Stops for ever."""
-        self._needed = False
-        if self._loop is not asyncio.get_running_loop():
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+def as_datetime(milliseconds: int | None) -> datetime | None:
+    """Milliseconds since 1970 as an aware datetime in UTC."""
+    return None if milliseconds is None else datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=milliseconds)

@@ -105,14 +105,14 @@ def below(base: str) -> str:
     return base and base + ":"
 
 
-def past(prefix: str) -> str:
+def prefix_end(prefix: str) -> str:
     """The end of the half-open range of keys that start with `prefix`, which ends with `:` or is empty."""
     return prefix[:-1] + ";" if prefix else after_all("")
 
 
 def bounds(prefix: str, after: str | None, *, reverse: bool) -> tuple[str, str, bool]:
     """Where the keys below `prefix` behind `after` lie: from, to before, and whether the first itself is left out."""
-    low, high = prefix, past(prefix)
+    low, high = prefix, prefix_end(prefix)
     if after is None:
         return low, high, False
     if reverse:

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 from kvstore.driver import PAGE, Write
 from kvstore.errors import ClosedError, InvalidKeyError, InvalidValueError, KVStoreError, backend_error
+from kvstore.expiry import Ttl, check_ttl
 from kvstore.keys import below, normalize_base, normalize_below, normalize_key
 from kvstore.listing import pages
 from kvstore.mount import Mount
-from kvstore.table import MountTable, Route
-from kvstore.values import Ttl, check_ttl, encode
+from kvstore.mounts import MountTable, Route
+from kvstore.values import encode
 
 ROUTES = 10_000
 """How many keys a storage remembers the mounts of: some 2 MB at the most."""
@@ -77,7 +78,7 @@ class Keyspace:
     def all_located(self, operation: str, keys: Iterable[str]) -> list[Route]:
         known, routes, key = self.routes.get, [], None
         try:
-            for key in many(operation, keys):
+            for key in check_keys(operation, keys):
                 routes.append((known(key) if key.__class__ is str else None) or self.found(key))
         except KVStoreError as error:
             raise error.at(operation, key) from error.__cause__
@@ -86,7 +87,7 @@ class Keyspace:
     def by_mount(self, operation: str, keys: Iterable[str]) -> dict[Mount, dict[str, str]]:
         """By mount: inner key to outward key, in the order asked."""
         shares: dict[Mount, dict[str, str]] = {}
-        for key in many(operation, keys):
+        for key in check_keys(operation, keys):
             mount, inner = self.located(operation, key)
             shares.setdefault(mount, {})[inner] = self.outward(mount, inner)
         return shares
@@ -125,7 +126,7 @@ class Keyspace:
         with during(operation):
             check_ttl(ttl)
         plan: dict[Mount, dict[str, Write]] = {}
-        asked = [*((key, True) for key in items), *((key, False) for key in many(operation, removes))]
+        asked = [*((key, True) for key in items), *((key, False) for key in check_keys(operation, removes))]
         for key, is_set in asked:
             mount, inner = self.located(operation, key)
             writes = plan.setdefault(mount, {})
@@ -239,7 +240,7 @@ class _Begun(Awaitable[Any]):
                 return done.value
 
 
-def many(operation: str, keys: Iterable[str]) -> Iterable[str]:
+def check_keys(operation: str, keys: Iterable[str]) -> Iterable[str]:
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
         raise InvalidKeyError("several keys are asked for; this is one", operation=operation, key=keys)
     return keys

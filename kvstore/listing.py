@@ -7,11 +7,11 @@ from functools import partial
 
 from kvstore.driver import PAGE
 from kvstore.errors import KVStoreError
-from kvstore.keys import RESERVED, after_all, below, past
+from kvstore.keys import RESERVED, after_all, below, prefix_end
 from kvstore.mount import Mount
-from kvstore.table import MountTable
+from kvstore.mounts import MountTable
 
-_RESERVED_END = past(below(RESERVED))
+_RESERVED_END = prefix_end(below(RESERVED))
 _FEW = 16
 """Keys that a scan asks for where most of them are hidden."""
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from kvstore.driver import Stat
 from kvstore.errors import CorruptValueError
-from kvstore.values import as_datetime, decode
+from kvstore.expiry import as_datetime
+from kvstore.values import decode
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from kvstore.clock import Clock
 from kvstore.coalesce import Coalescer, goes_with
 from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Write
 from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation, backend_error
-from kvstore.expiry import Sweeper
+from kvstore.expiry import Ttl, check_ttl, expiry
 from kvstore.keys import below
-from kvstore.values import Ttl, check_ttl, expiry
+from kvstore.sweeper import Sweeper
 from kvstore.watch import Listener, Watchers
 
 T = TypeVar("T")

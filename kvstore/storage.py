@@ -11,13 +11,14 @@ from typing import Any, Self, TypeVar, overload
 from kvstore.conditions import update, write_if
 from kvstore.driver import NOT_NOW, PAGE
 from kvstore.errors import InvalidValueError, KVStoreError, UnsupportedOperation
+from kvstore.expiry import Ttl
 from kvstore.keys import normalize_base
 from kvstore.keyspace import Keyspace, at, check_count, during, on_each
 from kvstore.meta import Meta, meta_of
 from kvstore.mount import Mount, close_all
+from kvstore.mounts import MountTable
 from kvstore.resolve import DriverSpec, resolve_driver
-from kvstore.table import MountTable
-from kvstore.values import MISSING, NOT_JSON, Ttl, decode, decode_as, decode_json, encode, not_json, raw_bytes
+from kvstore.values import MISSING, NOT_JSON, decode, decode_as, decode_json, encode, not_json, raw_bytes
 from kvstore.watch import Listener
 
 T = TypeVar("T")

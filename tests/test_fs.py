@@ -500,7 +500,7 @@ async def test_files_of_others_are_neither_listed_nor_cleared(path: Path) -> Non
 
 @pytest.fixture
 def swept_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.expiry.INTERVAL", 0.02)
+    monkeypatch.setattr("kvstore.sweeper.INTERVAL", 0.02)
 
 
 @pytest.mark.usefixtures("swept_often")

@@ -9,7 +9,7 @@ from running import in_loop
 
 from kvstore import InvalidKeyError, create_storage, escape_segment, join_key, normalize_key, unescape_segment
 from kvstore.drivers.memory import MemoryDriver
-from kvstore.keys import after_all, below, is_key, normalize_base, past
+from kvstore.keys import after_all, below, is_key, normalize_base, prefix_end
 from kvstore.testing import HOSTILE_KEYS
 from kvstore.testing.keys import RESERVED_KEYS
 
@@ -214,6 +214,6 @@ def test_a_range_holds_exactly_the_keys_below_a_base(parts: list[str], others: l
     base, key = ":".join(parts), ":".join(others)
     prefix = below(base)
 
-    assert (prefix <= key < past(prefix)) is key.startswith(prefix)
-    assert past("") > key
-    assert prefix + key < after_all(prefix) < past(prefix)
+    assert (prefix <= key < prefix_end(prefix)) is key.startswith(prefix)
+    assert prefix_end("") > key
+    assert prefix + key < after_all(prefix) < prefix_end(prefix)

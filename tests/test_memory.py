@@ -15,8 +15,8 @@ from running import in_loop
 
 from kvstore import ClosedError, ConfigError, Storage, create_storage
 from kvstore.drivers.memory import MemoryDriver
+from kvstore.expiry import LAST_EXPIRY
 from kvstore.testing import DriverSuite
-from kvstore.values import LAST_EXPIRY
 
 
 class TestMemory(DriverSuite):

@@ -297,7 +297,7 @@ async def test_L1_of_a_mount_whose_driver_is_kept_nothing_goes_on() -> None:
             return await super().sweep()
 
     driver = Slow()
-    with mock.patch("kvstore.expiry.INTERVAL", 0.01):
+    with mock.patch("kvstore.sweeper.INTERVAL", 0.01):
         async with create_storage().mount("kept", driver) as storage:
             await storage.set_item("kept:key", 1, ttl=0.2)
             writing = asyncio.create_task(storage.set_item("kept:other", 1))

@@ -29,7 +29,7 @@ def contents(path: Path) -> dict[str, bytes | None]:
 async def test_E1_a_read_only_mount_leaves_what_has_expired(
     driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore.expiry.INTERVAL", 0.01)
+    monkeypatch.setattr("kvstore.sweeper.INTERVAL", 0.01)
 
     async with made(driver, tmp_path) as storage:
         await storage.set_item("short", 1, ttl=0.05)

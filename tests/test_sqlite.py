@@ -526,7 +526,7 @@ async def test_a_url_names_file_and_options(path: Path) -> None:
 @in_directory
 async def test_T2_expired_rows_leave_the_file_without_the_users_doing(path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kvstore.expiry.INTERVAL", 0.05)
+        patch.setattr("kvstore.sweeper.INTERVAL", 0.05)
         async with opened(path) as storage:
             await storage.set_items({f"gone:{number}": 1 for number in range(1500)}, ttl=0.01)
             await storage.set_item("kept", 1, ttl=3600)
@@ -543,7 +543,7 @@ async def test_T2_what_expired_while_nobody_was_there_leaves_soon_after_the_file
     async with create_storage(driver) as storage:
         await storage.set_items({f"gone:{number}": 1 for number in range(10)}, ttl=60)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kvstore.expiry.INTERVAL", 0.05)
+        patch.setattr("kvstore.sweeper.INTERVAL", 0.05)
         async with opened(path) as storage:
             assert await storage.get_keys() == []
             async with asyncio.timeout(10):

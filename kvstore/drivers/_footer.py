@@ -56,7 +56,7 @@ def footer_size(end: bytes) -> int:
     return int(length, 16) + _TAIL
 
 
-def opened(end: bytes) -> tuple[int, Footer]:
+def parse_footer(end: bytes) -> tuple[int, Footer]:
     """The bytes of the footer, and what it says. `end` has to hold all of it."""
     size = footer_size(end)
     if not size:

@@ -69,7 +69,7 @@ def check_query(query: str, own: Collection[str], others: Collection[str], drive
             raise ConfigError(f"give {name!r} as an option beside `url`, not in its query", driver=driver)
         if name not in others:
             if "@" in query:
-                raise unclear(driver)
+                raise unclear_url(driver)
             known = ", ".join([*own, *others])
             raise ConfigError(f"there is no option {name!r} in this URL; there are {known}", driver=driver)
     return options
@@ -93,7 +93,7 @@ def parted(url: str, login: re.Pattern[str], driver: str) -> Parts:
         or "?" in before
         or any("@" in part.partition("=")[0] for part in query.split("&"))
     ):
-        raise unclear(driver)
+        raise unclear_url(driver)
     return Parts(before, address)
 
 
@@ -101,10 +101,10 @@ def split_url(url: str, driver: str) -> SplitResult:
     """What `urlsplit` reads. Its own errors may show a password, so they are no cause, and no context."""
     with suppress(ValueError):
         return urlsplit(url)
-    raise unclear(driver)
+    raise unclear_url(driver)
 
 
-def unclear(driver: str) -> ConfigError:
+def unclear_url(driver: str) -> ConfigError:
     said = "the hosts (host or host:port, the port a number), the path or the options of this URL can't be read"
     return ConfigError(f"{said}; {_ESCAPE}", driver=driver)
 

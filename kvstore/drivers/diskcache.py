@@ -29,7 +29,7 @@ from kvstore.errors import (
     MissingDependencyError,
     install,
 )
-from kvstore.keys import bounds, past
+from kvstore.keys import bounds, prefix_end
 from kvstore.worker import Worker
 
 _SWEEP_STEP = 500
@@ -273,14 +273,14 @@ class DiskcacheDriver(Driver):
         return [key for (key,) in rows]
 
     async def count(self, prefix: str) -> int:
-        arguments = (prefix, past(prefix), self.clock() / 1000)
+        arguments = (prefix, prefix_end(prefix), self.clock() / 1000)
         sql = f"SELECT count(*) {table.BELOW} AND {self._is_key}"
         [(total,)] = await self._on(self._reading, lambda: self._all(sql, *arguments))
         return int(total)
 
     async def clear(self, prefix: str) -> int:
         def clear(stored: list[str], old: list[str]) -> int:
-            low, high = prefix, past(prefix)
+            low, high = prefix, prefix_end(prefix)
             [(total,)] = self._all(f"SELECT count(*) {table.BELOW} AND {self._is_key}", low, high, self.clock() / 1000)
             below = f"key >= ? AND key < ? AND raw = 1 AND {self._is_key}"
             old += self._names(below, low, high)

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from kvstore.budget import TickBudget
 from kvstore.driver import NOT_NOW, PAGE, Batch, Capabilities, Driver, Expect, NotNow, Stat, Write
-from kvstore.drivers._footer import MARK, Footer, opened, tail
+from kvstore.drivers._footer import MARK, Footer, parse_footer, tail
 from kvstore.drivers._fs.base import Base
 from kvstore.drivers._fs.files import Files, kvstore_errors, read, read_footer
 from kvstore.drivers._fs.folders import Folders
@@ -127,7 +127,7 @@ class FsDriver(Driver):
         data = folders.read(*self._path(key))
         if self._plain or not isinstance(data, bytes) or not data.endswith(MARK):
             return data
-        size, footer = opened(data)
+        size, footer = parse_footer(data)
         return None if footer.expires_at is not None and footer.expires_at <= self.clock() else data[:-size]
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:

@@ -22,7 +22,7 @@ from kvstore.drivers._fsspec.names import MAX_PREFIX_BYTES, Names
 from kvstore.drivers._fsspec.objects import Objects
 from kvstore.drivers._fsspec.s3 import S3Store
 from kvstore.drivers._fsspec.store import AT_ONCE, Store, Telling, called, closed
-from kvstore.drivers._options import LOGIN, Parts, check_seconds, own_query, parted, split_url, unclear
+from kvstore.drivers._options import LOGIN, Parts, check_seconds, own_query, parted, split_url, unclear_url
 from kvstore.errors import BackendError, BackendUnavailable, ConfigError, MissingDependencyError, UnsupportedOperation, install
 
 _S3 = ("s3", "s3a")
@@ -285,7 +285,7 @@ def _parsed(url: str) -> tuple[str, dict[str, Any], Parts]:
     for name, value in parse_qsl(query, keep_blank_values=True):
         if scheme not in _S3 or name not in _STORAGE_QUERY:
             if "@" in query:
-                raise unclear("fsspec")
+                raise unclear_url("fsspec")
             raise ConfigError(
                 f"there is no option {name!r} in a URL of {scheme}://; give it in storage_options", driver="fsspec"
             )

@@ -16,7 +16,7 @@ from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Stat, 
 from kvstore.drivers._memory.expiries import Expiries
 from kvstore.drivers._memory.lock import Lock
 from kvstore.errors import ClosedError, ConfigError
-from kvstore.keys import bounds, past
+from kvstore.keys import bounds, prefix_end
 
 _KEYS_PER_PASS = 2_000
 """About 4 ms of reads and writes."""
@@ -219,7 +219,7 @@ class MemoryDriver(Driver):
             index = self._settled()
             if index is None:
                 return None
-            start, stop = index.bisect_left(behind), index.bisect_left(past(prefix))
+            start, stop = index.bisect_left(behind), index.bisect_left(prefix_end(prefix))
             some = index[start : min(stop, start + _STEP)]
             gone = [key for key in some if not key.startswith(masked)]
             for key in gone:
@@ -319,4 +319,4 @@ class MemoryDriver(Driver):
 
 
 def _range(index: SortedList, prefix: str) -> tuple[int, int]:
-    return index.bisect_left(prefix), index.bisect_left(past(prefix))
+    return index.bisect_left(prefix), index.bisect_left(prefix_end(prefix))

@@ -19,7 +19,7 @@ from kvstore.drivers._redis.errors import no_string
 from kvstore.drivers._redis.pieces import PIECE, TRIES, Pieces
 from kvstore.drivers._redis.server import Server
 from kvstore.errors import BackendError, BackendUnavailable, ConfigError, KVStoreError
-from kvstore.keys import bounds, is_key, past
+from kvstore.keys import bounds, is_key, prefix_end
 
 _AT_ONCE = 8
 """Calls. More are never needed: those that wait are merged into one. A pool that blocks by itself takes 30 µs a call."""
@@ -196,7 +196,7 @@ class RedisDriver(Driver):
     async def count(self, prefix: str) -> int:
         if not self._index:
             return len(await self._scanned(prefix))
-        return int(await self._script(scripts.COUNT, f"[{prefix}", f"({past(prefix)}"))
+        return int(await self._script(scripts.COUNT, f"[{prefix}", f"({prefix_end(prefix)}"))
 
     async def clear(self, prefix: str) -> int:
         count = 0
@@ -205,7 +205,7 @@ class RedisDriver(Driver):
             for start in range(0, len(keys), PAGE):
                 count += sum(await self.write([(key, None, None) for key in keys[start : start + PAGE]]) or ())
             return count
-        low, high = f"[{prefix}", f"({past(prefix)}"
+        low, high = f"[{prefix}", f"({prefix_end(prefix)}"
         while names := await self._script(scripts.CLEAR, low, high, writes=True):
             count += len(names)
             low = "(" + names[-1].decode()

@@ -23,7 +23,7 @@ from kvstore.drivers._sqlite.rows import LargeRowError, Rows, array
 from kvstore.drivers._sqlite.schema import VERSIONS
 from kvstore.drivers._sqlite.statements import INLINE_BYTES, SWEEP_STEP, Statements
 from kvstore.errors import BackendError, ConfigError, KVStoreError
-from kvstore.keys import bounds, past
+from kvstore.keys import bounds, prefix_end
 
 _INLINE_READS = 64
 _KEYS_A_READ = 4
@@ -276,15 +276,15 @@ class SqliteDriver(Driver):
 
     async def count(self, prefix: str) -> int:
         def counted(connection: sqlite3.Connection) -> int:
-            return int(connection.execute(self._sql.count, (prefix, past(prefix), self.clock())).fetchone()[0])
+            return int(connection.execute(self._sql.count, (prefix, prefix_end(prefix), self.clock())).fetchone()[0])
 
         return await self._file.ask(counted)
 
     async def clear(self, prefix: str) -> int:
         def cleared(writer: sqlite3.Connection) -> int:
             with transaction(writer):
-                (count,) = writer.execute(self._sql.count, (prefix, past(prefix), self.clock())).fetchone()
-                writer.execute(self._sql.clear, (prefix, past(prefix)))
+                (count,) = writer.execute(self._sql.count, (prefix, prefix_end(prefix), self.clock())).fetchone()
+                writer.execute(self._sql.clear, (prefix, prefix_end(prefix)))
             return int(count)
 
         return await self._file.change(cleared)

@@ -16,11 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvstore.driver import Driver
 from kvstore.errors import CorruptValueError
+from kvstore.expiry import Ttl
 from kvstore.storage import create_storage
 from kvstore.testing.clock import FakeClock
 from kvstore.testing.store import LONG, refuses
 from kvstore.testing.values import same
-from kvstore.values import MISSING, NEVER, Ttl
+from kvstore.values import MISSING, NEVER
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ import pytest
 
 from kvstore.driver import Capabilities, Driver
 from kvstore.errors import ClosedError, InvalidKeyError, UnsupportedOperation
+from kvstore.expiry import Ttl
 from kvstore.storage import Storage, create_storage
 from kvstore.testing.clock import FakeClock
-from kvstore.values import Ttl
 
 SHORT = 0.5
 """Seconds: a time to live that a test outlives. Slept through only where the clock is a server's."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from secrets import token_hex
 
-from kvstore.drivers._footer import Footer, footer_size, opened
+from kvstore.drivers._footer import Footer, footer_size, parse_footer
 from kvstore.drivers._fs.base import FOLDER, Base
 from kvstore.errors import BackendError, InvalidKeyError, KVStoreError, UnsupportedOperation
 
@@ -53,7 +53,7 @@ def read_footer(descriptor: int) -> tuple[int, Footer]:
     end = os.pread(descriptor, _GUESS, max(0, total - _GUESS))
     if (size := footer_size(end)) > len(end):
         end = os.pread(descriptor, size, max(0, total - size))
-    size, footer = opened(end)
+    size, footer = parse_footer(end)
     return total - size, footer
 
 

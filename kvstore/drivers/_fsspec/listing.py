@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from kvstore.driver import PAGE
-from kvstore.drivers._footer import footer_size, opened
+from kvstore.drivers._footer import footer_size, parse_footer
 from kvstore.drivers._fsspec.names import HASHED, MAX_NAME_BYTES, PRIVATE, TIMES, digest, marked
 from kvstore.drivers._fsspec.objects import Objects
 from kvstore.drivers._fsspec.store import gathered
@@ -113,7 +113,7 @@ class Listing:
             try:
                 while (found := await self._store.get(name, end)) and (size := footer_size(found.data)) > end < found.size:
                     end = size
-                key = None if found is None else opened(found.data)[1].key
+                key = None if found is None else parse_footer(found.data)[1].key
             except CorruptValueError:
                 key = None
             if key is None or HASHED + digest(key) != name:

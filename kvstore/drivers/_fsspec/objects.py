@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from kvstore.driver import PAGE, Stat, Write
-from kvstore.drivers._footer import NONE, Footer, footer_size, opened, tail
+from kvstore.drivers._footer import NONE, Footer, footer_size, parse_footer, tail
 from kvstore.drivers._fsspec.names import HASHED, PRIVATE, Names, digest, marker
 from kvstore.drivers._fsspec.store import Found, Store, gathered
 from kvstore.errors import CorruptValueError
@@ -71,7 +71,7 @@ class Objects:
                 found = await self.store.get(name, size)
             if found is None:
                 return None
-            size, footer = opened(found.data)
+            size, footer = parse_footer(found.data)
         except CorruptValueError as error:
             raise error.at(key=key) from error.__cause__
         if footer.key not in (None, key):

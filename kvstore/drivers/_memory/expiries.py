@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from heapq import heappop, heappush
 from operator import itemgetter
 
-from kvstore.values import LAST_EXPIRY
+from kvstore.expiry import LAST_EXPIRY
 
 _MOVED = 4
 """How many old expiries are looked at again with each new one, once half of all were overwritten."""

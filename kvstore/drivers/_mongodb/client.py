@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvstore.clock import Clock
 from kvstore.drivers._mongodb.documents import EXPIRY
-from kvstore.drivers._options import unclear
+from kvstore.drivers._options import unclear_url
 from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, KVStoreError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _check_options(query: str) -> None:
             split_options(option, validate=True, warn=False)
         except (PyMongoError, ValueError, TypeError) as error:
             if "@" in query:
-                raise unclear("mongodb") from None
+                raise unclear_url("mongodb") from None
             name = option.partition("=")[0]
             raise ConfigError(f"PyMongo does not take the option {name!r} of the URL: {error}", driver="mongodb") from None
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvstore.driver import Stat
 from kvstore.errors import CorruptValueError
-from kvstore.keys import MAX_KEY_BYTES, past
+from kvstore.keys import MAX_KEY_BYTES, prefix_end
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.client_session import AsyncClientSession
@@ -71,7 +71,7 @@ class Documents:
 
     def below(self, prefix: str) -> Document:
         """Texts are compared by their bytes, so by code point."""
-        return {"_id": {"$gte": self.name(prefix), "$lt": past(self.name(prefix))}}
+        return {"_id": {"$gte": self.name(prefix), "$lt": prefix_end(self.name(prefix))}}
 
     def live(self) -> Document:
         return {"$gt": date(self.clock())}

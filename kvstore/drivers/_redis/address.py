@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote
 
-from kvstore.drivers._options import LOGIN, check_query, parted, split_url, unclear
+from kvstore.drivers._options import LOGIN, check_query, parted, split_url, unclear_url
 from kvstore.errors import ConfigError
 
 OWN_QUERY = {"base": str, "index": bool, "cluster": bool, "connect_timeout": float, "timeout": float}
@@ -42,7 +42,7 @@ def parsed(url: str) -> Address:
     shown = f"{scheme}://{parted(url, LOGIN, 'redis').address}"
     parts = split_url(f"{scheme}://{rest}", "redis")
     if parts.fragment or (scheme != "unix" and "@" in parts.path):
-        raise unclear("redis")
+        raise unclear_url("redis")
     _check_query(scheme, parts.query)
     redis_url = f"{scheme.replace('valkey', 'redis')}://{rest}"
     if scheme == "unix":

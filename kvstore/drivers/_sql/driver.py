@@ -19,7 +19,7 @@ from kvstore.drivers._sql.pool import Pool
 from kvstore.drivers._sql.server import STEP, VERSIONS, Row, Server
 from kvstore.drivers._sql.statements import PIECE
 from kvstore.errors import BackendTimeout, ConfigError, InvalidValueError, KVStoreError
-from kvstore.keys import bounds, past
+from kvstore.keys import bounds, prefix_end
 from kvstore.lifetime import Lifetime
 
 _TRIES_OF_PIECES = 10
@@ -164,7 +164,7 @@ class SqlDriver(Driver):
         return [self._server.key_in(name) for (name,) in rows]
 
     async def count(self, prefix: str) -> int:
-        ends = self._server.keys_out([prefix, past(prefix)])
+        ends = self._server.keys_out([prefix, prefix_end(prefix)])
         [(count,)] = await self._pool.ask(lambda connection: connection.fetch(self._sql.count, *ends, self.clock()))
         return int(count)
 
@@ -275,7 +275,7 @@ class SqlDriver(Driver):
         return await self._pool.ask(lambda connection: connection.change(sql, name, self.clock(), value), writes=True) > 0
 
     async def clear(self, prefix: str) -> int:
-        low, high = self._server.keys_out([prefix, past(prefix)])
+        low, high = self._server.keys_out([prefix, prefix_end(prefix)])
         total = 0
         while True:
             count = await self._pool.ask(

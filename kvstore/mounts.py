@@ -10,7 +10,7 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 from kvstore.errors import ClosedError, ConfigError, KVStoreError
-from kvstore.keys import past
+from kvstore.keys import prefix_end
 from kvstore.mount import Mount
 from kvstore.watch import Listener, Watchers
 
@@ -170,7 +170,7 @@ class MountTable:
         def leave() -> None:
             mount = around.pop()
             if mount.prefix:
-                self._cuts.append(past(mount.prefix))
+                self._cuts.append(prefix_end(mount.prefix))
                 self._owners.append(around[-1] if around else None)
 
         for mount in self._mounts:
