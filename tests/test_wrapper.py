@@ -63,13 +63,6 @@ class TestCompressedFiles(DriverSuite):
         return Compressed(FsDriver(path / "files"))
 
 
-class TestCountedSqlite(DriverSuite):
-    slow = True  # its races are those of the driver inside
-
-    def make_driver(self, path: Path) -> Driver:
-        return Counted(SqliteDriver(path / "app.db"))
-
-
 @pytest.mark.parametrize("driver", [SqliteDriver, FsDriver])
 @in_loop
 async def test_a_read_only_mount_of_a_wrapper_makes_nothing(
@@ -92,9 +85,15 @@ async def test_K2_below_a_mount_a_wrapper_keeps_the_keys_that_are_reserved_at_th
 
 
 @in_loop
-async def test_wrappers_around_wrappers_call_inwards() -> None:
+async def test_wrappers_call_inwards_and_may_pass_metadata_on() -> None:
     inner = Counted(MemoryDriver())
     async with create_storage(Compressed(inner)) as storage:
         await storage.set_item("key", "value")
         assert await storage.get_item("key") == "value"
         assert inner.reads == 1
+    async with create_storage(Counted(SqliteDriver(":memory:"))) as storage:
+        await storage.set_item("key", "value")
+        assert await storage.set_meta("key", {"by": "me"})
+        meta = await storage.get_meta("key")
+        assert meta is not None
+        assert (meta.size, meta.custom) == (7, {"by": "me"})
