@@ -77,9 +77,10 @@ class Keyspace:
 
     def all_located(self, operation: str, keys: Iterable[str]) -> list[Route]:
         known, routes, key = self.routes.get, [], None
+        find = self.route if len(self.routes) < ROUTES else self.found  # a long listing forgets nobody else's
         try:
             for key in check_keys(operation, keys):
-                routes.append((known(key) if key.__class__ is str else None) or self.found(key))
+                routes.append((known(key) if key.__class__ is str else None) or find(key))
         except KVStoreError as error:
             raise error.at(operation, key) from error.__cause__
         return routes
@@ -125,15 +126,20 @@ class Keyspace:
             raise InvalidValueError(f"items are a mapping of keys to values, not {type(items).__name__}", operation=operation)
         with during(operation):
             check_ttl(ttl)
+        removed = object()
+        asked = [*items.items(), *((key, removed) for key in check_keys(operation, removes))]
         plan: dict[Mount, dict[str, Write]] = {}
-        asked = [*((key, True) for key in items), *((key, False) for key in check_keys(operation, removes))]
-        for key, is_set in asked:
-            mount, inner = self.located(operation, key)
-            writes = plan.setdefault(mount, {})
+        expiries: dict[Mount, int | None] = {}
+        for (key, value), (mount, inner) in zip(asked, self.all_located(operation, [key for key, _ in asked]), strict=True):
             try:
-                mount.check()
-                if is_set:
-                    writes[inner] = inner, encode(items[key]), mount.expiry(ttl)
+                if mount not in plan:
+                    mount.check()
+                    plan[mount] = {}
+                writes = plan[mount]
+                if value is not removed:
+                    if mount not in expiries:
+                        expiries[mount] = mount.expiry(ttl)
+                    writes[inner] = inner, encode(value), expiries[mount]
                 elif inner in writes and writes[inner][1] is not None:
                     raise InvalidValueError("a key can't be both stored and removed")
                 else:
