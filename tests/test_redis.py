@@ -586,10 +586,10 @@ async def test_a_login_that_may_not_write_reads_a_large_value() -> None:
     server, port = servers.start()
     async with Redis(port=port) as admin, create_storage(f"redis://127.0.0.1:{port}") as storage:
         await admin.execute_command("ACL", "SETUSER", "reader", "on", ">pass", "~*", "+@all", "-@write")
-        await storage.set_items({"big": "x" * 2_000_000, "small": 1})
+        await storage.set_items({"big": "x" * 3_000_000, "small": 1})
         async with create_storage(f"redis://reader:pass@127.0.0.1:{port}") as reader:
-            assert await reader.get_items(["big", "small", "none"]) == {"big": "x" * 2_000_000, "small": 1, "none": None}
-            assert await reader.get_item("big") == "x" * 2_000_000
+            assert await reader.get_items(["big", "small", "none"]) == {"big": "x" * 3_000_000, "small": 1, "none": None}
+            assert await reader.get_item("big") == "x" * 3_000_000
     server.stop()
 
 
@@ -612,7 +612,7 @@ async def test_A1_A2_nothing_is_written_where_a_part_of_it_was_lost_on_the_serve
 
         driver._pieces.send = send_in_vain
         for sets, expect in (
-            ({"a": 1, "b": "x" * 700_000}, {"a": MISSING}),
+            ({"a": 1, "b": "x" * 2_700_000}, {"a": MISSING}),
             ({"c": 1, "d": 2}, {"b": "x" * 5_000_000}),
             ({f"e{number}": "x" * 500_000 for number in range(12)}, {}),
         ):

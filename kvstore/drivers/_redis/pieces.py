@@ -11,7 +11,7 @@ from kvstore.driver import Expect, Write
 from kvstore.drivers._redis import scripts
 from kvstore.drivers._redis.server import Server
 
-PIECE = 2**19
+PIECE = 2**21
 """Bytes of a value that are sent or read at once."""
 TRIES = 3
 """With a large value, whose pieces another write or the server's memory may come between."""
