@@ -60,7 +60,7 @@ class _Stream:
             self._ended = len(found) < step
             if not found:
                 return False
-            keys = [self.mount.prefix + key for key in found]
+            keys = [self.mount.prefix + key for key in found] if self.mount.prefix else found
             last, hidden = keys[-1], self._hidden(keys[-1])
             if hidden is not None:  # the next page starts behind all that is hidden with the last key
                 last = hidden if self._reverse else max(last, after_all(hidden))
@@ -79,8 +79,11 @@ class _Stream:
 
     def take(self, bound: str | None) -> list[str]:
         """The keys of the page that come before `bound`."""
+        if bound is None:
+            taken, self._page = self._page[::-1], []
+            return taken
         taken = []
-        while self._page and (bound is None or (self._page[-1] > bound if self._reverse else self._page[-1] < bound)):
+        while self._page and (self._page[-1] > bound if self._reverse else self._page[-1] < bound):
             taken.append(self._page.pop())
         if self._page:
             self.head = self._page[-1]
