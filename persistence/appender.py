@@ -146,7 +146,7 @@ class Appender:
         try:
             found = await self._reader.stored([key] if before is None else [key, before])
             if parse_head(key, found[key]).reaches(head.generation, first) and (
-                before is None or parse_entry(before, found[before] or b"", None).end == tail.messages
+                before is None or parse_entry(before, found[before] or b"").end == tail.messages
             ):
                 return then
         except CorruptValueError:  # who looks for the end is told

@@ -8,6 +8,7 @@ is, and to truncate or clear is one exchange of the head, after which whatever i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from secrets import token_hex
 from typing import Annotated, Any, NamedTuple
@@ -18,11 +19,13 @@ import orjson
 from kvstore.errors import CorruptValueError
 from kvstore.values import MISSING, NOT_JSON
 
+_Generation = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z_-]{1,64}\Z")]  # a segment of a key
+
 
 class Segment(msgspec.Struct, frozen=True):
     """The share of a closed generation."""
 
-    generation: str
+    generation: _Generation
     entries: int
     end: int
     """The position behind its last message. The last entry may hold more than that."""
@@ -31,13 +34,15 @@ class Segment(msgspec.Struct, frozen=True):
 class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     """What `heads:<session>` says. One that says nothing is not stored."""
 
-    generation: str | None = None
+    generation: _Generation | None = None
     """The open one; None: there is none yet."""
     closed: tuple[Segment, ...] = ()
-    staged: tuple[str, ...] = ()
+    staged: tuple[_Generation, ...] = ()
     """Generations that are being written, to be published as a whole."""
     forked: str | None = None
     """The generation that was published as a fork whose record is pending yet; see `pending.py`."""
+    otherwise: bytes = b""
+    """What is stored, where that is not what would be written: it has members of another version, or is in another order."""
 
     @property
     def settled(self) -> int:
@@ -73,7 +78,7 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def opened(self) -> Head:
         """With an open generation."""
-        return self if self.generation is not None else msgspec.structs.replace(self, generation=token_hex(8))
+        return self if self.generation is not None else self.but(generation=token_hex(8))
 
     def cut(self, entries: int, end: int) -> Head:
         """With no more than so many entries, up to the position `end`, which lies in the last of them."""
@@ -87,20 +92,29 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
             entries -= segment.entries
         assert generation is not None, "a log without generations has no entries"
         closed.append(Segment(generation, entries, end))
-        return msgspec.structs.replace(self, generation=token_hex(8), closed=tuple(closed))
+        return self.but(generation=token_hex(8), closed=tuple(closed))
 
     def unstaged(self, generation: str) -> Head:
         """Without the mark that `generation` is being written."""
-        return msgspec.structs.replace(self, staged=tuple(staged for staged in self.staged if staged != generation))
+        return self.but(staged=tuple(staged for staged in self.staged if staged != generation))
 
     def published(self, generation: str) -> Head:
         """With a staged generation as the whole log."""
-        return msgspec.structs.replace(self.unstaged(generation), generation=generation, closed=())
+        return self.unstaged(generation).but(generation=generation, closed=())
+
+    def but(self, **members: object) -> Head:
+        """With other members, to be stored."""
+        return msgspec.structs.replace(self, otherwise=b"", **members)
+
+    @property
+    def data(self) -> bytes | None:
+        """What is stored; None: nothing is."""
+        return self.otherwise or (None if self == _NOTHING else msgspec.json.encode(self))
 
     @property
     def value(self) -> object:
-        """What is stored: its JSON, or `MISSING`."""
-        return MISSING if self == Head() else orjson.Fragment(msgspec.json.encode(self))
+        """The same for a condition or a write: its JSON, or `MISSING`."""
+        return MISSING if (data := self.data) is None else orjson.Fragment(data)
 
 
 class Tail(NamedTuple):
@@ -118,7 +132,7 @@ class Entry(msgspec.Struct, gc=False):
 
     at: int
     """The position of the first."""
-    messages: Annotated[list[Any], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
 
     @property
     def end(self) -> int:
@@ -128,37 +142,69 @@ class Entry(msgspec.Struct, gc=False):
     def find(self, message_id: str) -> int | None:
         """The position of the last message with this id."""
         for index in range(len(self.messages) - 1, -1, -1):
-            message = self.messages[index]
-            if isinstance(message, dict) and message.get("id") == message_id:
+            if self.messages[index].get("id") == message_id:
                 return self.at + index
         return None
+
+    def follows(self, before: Entry | None, place: int) -> bool:
+        """Whether it says that it stands where it does, at this number; `before` is the one before, None: that is not known."""
+        return self.at == before.end if before is not None else self.at >= place if place else self.at == 0
 
     def up_to(self, end: int) -> Entry:
         """Without what stands at the position `end` or behind it."""
         return self if end >= self.end else Entry(self.at, self.messages[: end - self.at])
 
 
+_NOTHING = Head()
 _decode_head = msgspec.json.Decoder(Head).decode
-_decode_entry = msgspec.json.Decoder(Entry).decode
+decode_entry = msgspec.json.Decoder(Entry).decode
 
 
 def parse_head(key: str, data: bytes | None) -> Head:
     """What is stored, None where nothing is. Raises `CorruptValueError`."""
     if data is None:
-        return Head()
+        return _NOTHING
     try:
-        return _decode_head(data)
+        head, end = _decode_head(data), 0
+        for segment in head.closed:
+            if not 0 < segment.entries <= segment.end - end:  # every entry holds a message
+                raise msgspec.ValidationError(f"{segment.entries:,} entries up to message {segment.end:,}")
+            end = segment.end
     except NOT_JSON as error:
-        raise CorruptValueError(f"what is stored is no head of a message log: {error}", key=key) from error
+        raise CorruptValueError(
+            f"what says where the session's messages are can't be read: {error}; clear_messages or delete removes it and them",
+            key=key,
+        ) from error
+    return head if not head.otherwise and head.data == data else msgspec.structs.replace(head, otherwise=data)
 
 
-def parse_entry(key: str, data: bytes, cut: int | None) -> Entry:
+def parse_entry(key: str, data: bytes, cut: int | None = None) -> Entry:
     """An entry up to the position `cut`. Raises `CorruptValueError`."""
     try:
-        entry = _decode_entry(data)
+        entry = decode_entry(data)
     except NOT_JSON as error:
-        raise CorruptValueError(f"what is stored is no entry of a message log: {error}", key=key) from error
+        raise damaged(key, error) from error
     return entry if cut is None else entry.up_to(cut)
+
+
+def read_entry(data: bytes | None, cut: int | None = None) -> Entry | None:
+    """The same; None for what is gone or can't be read."""
+    try:
+        return None if data is None else parse_entry("", data, cut)
+    except CorruptValueError:
+        return None
+
+
+MISPLACED = "they say that they stand at another position"
+
+
+def damaged(key: str, said: object) -> CorruptValueError:
+    """The error of an entry that can't be read, or not where it stands."""
+    return CorruptValueError(
+        f"these messages of the session can't be read: {said}; truncate_after a message before them, or clear_messages,"
+        " mends the log",
+        key=key,
+    )
 
 
 def head_key(session: str) -> str:
@@ -171,3 +217,9 @@ def generation_base(session: str, generation: str) -> str:
 
 def entry_key(session: str, generation: str, sequence: int) -> str:
     return f"messages:{session}:{generation}:{sequence:012x}"
+
+
+def entry_number(key: str) -> int | None:
+    """The number of an entry within its generation; None for a key that is not that of an entry."""
+    match = re.search(":([0-9a-f]{12})$", key)
+    return None if match is None else int(match[1], 16)

@@ -10,15 +10,19 @@ from secrets import token_hex
 from typing import Any
 
 import msgspec
+import orjson
 
-from kvstore.errors import CorruptValueError, InvalidKeyError
+from kvstore.errors import CorruptValueError, InvalidKeyError, InvalidValueError
 from kvstore.keys import unescape_segment
 from kvstore.storage import Storage
-from kvstore.values import NEVER
+from kvstore.values import MISSING, NEVER
 from persistence.appender import Appender
 from persistence.errors import ConflictError, RecordNotFoundError
-from persistence.head import Entry, Head, Tail, entry_key, generation_base, head_key, parse_entry
+from persistence.head import Entry, Head, Tail, entry_key, generation_base, head_key, read_entry
 from persistence.reader import CHUNK, Moved, Reader
+from persistence.salvage import Salvage
+from persistence.shape import id_segment
+from persistence.table import as_stored
 
 _MAX_CLOSED = 32  # closed generations, before what they hold is moved together
 
@@ -30,6 +34,7 @@ class MessageLog:
         self._storage = storage
         self.reader = Reader(storage)
         self.appender = Appender(storage, self.reader)
+        self.salvage = Salvage(storage, self.reader)
 
     # Reading
 
@@ -46,22 +51,34 @@ class MessageLog:
 
     async def through(self, session: str, message_id: str | None) -> list[Entry]:
         """All entries, up to the last message with this id. Raises `RecordNotFoundError`."""
-        entries = await self.reader.forward(session)
         if message_id is None:
-            return entries
-        while entries:
-            last = entries.pop()
-            position = last.find(message_id)
-            if position is not None:
-                return [*entries, last.up_to(position + 1)]
+            return await self.reader.forward(session)
+        while (found := await self.salvage.find_last(session, message_id)) is not None:
+            tail, place, position = found
+            with suppress(Moved):
+                return await self._first(session, tail.head, place + 1, position + 1)
         raise _no_message(session, message_id, "fork")
+
+    async def _first(self, session: str, head: Head, count: int, end: int) -> list[Entry]:
+        """The first `count` entries, up to the position `end`. Raises `Moved` where `head` is not the head any more."""
+        entries: list[Entry] = []
+        while len(entries) < count:
+            stop, before = min(len(entries) + CHUNK, count), entries[-1] if entries else None
+            entries += await self.reader.page(session, head, len(entries), stop, known=count, before=before)
+        entries[-1] = entries[-1].up_to(end)
+        return entries
 
     # Cutting
 
     async def clear(self, session: str) -> int:
         """Removes all messages. Returns how many there were."""
         while True:
-            tail, _ = await self.reader.end(session)
+            try:
+                tail = await self.salvage.end(session)
+            except CorruptValueError:  # not even the head can be read
+                if await self._storage.compare_and_set(head_key(session), await self.any_head(session), MISSING):
+                    return await self.sweep(session)
+                continue
             if await self.exchange(session, tail.head, Head(forked=tail.head.forked)):
                 gone = await self._length(session, tail)
                 await self.sweep(session)
@@ -70,12 +87,12 @@ class MessageLog:
     async def truncate(self, session: str, message_id: str) -> int:
         """Removes what follows the last message with this id. Returns how many. Raises `RecordNotFoundError`."""
         while True:
-            found = await self.reader.find_last(session, message_id)
+            found = await self.salvage.find_last(session, message_id)
             if found is None:
                 raise _no_message(session, message_id, "truncate_after")
             tail, place, position = found
             end = position + 1
-            if end == tail.messages:
+            if (place + 1, end) == (tail.entries, tail.messages):
                 return 0
             head: Head | None = tail.head.cut(place + 1, end)
             assert head is not None
@@ -84,7 +101,7 @@ class MessageLog:
             elif not await self.exchange(session, tail.head, head):
                 head = None
             if head is not None:
-                gone = await self._length(session, tail) - end
+                gone = max(0, await self._length(session, tail) - end)
                 kept = head.generations
                 for generation, entries in tail.head.generations.items():
                     if kept.get(generation, 0) != entries:
@@ -93,14 +110,10 @@ class MessageLog:
 
     async def _moved_together(self, session: str, old: Head, cut: Head) -> Head | None:
         """Copies what `cut` keeps of `old` into one generation, so that heads stay small. None: `old` is not the head."""
-        entries: list[Entry] = []
         try:
-            while len(entries) < cut.settled:
-                stop = min(len(entries) + CHUNK, cut.settled)
-                entries += await self.reader.page(session, old, len(entries), stop, known=cut.settled)
+            entries = await self._first(session, old, cut.settled, cut.closed[-1].end)
         except Moved:
             return None
-        entries[-1] = entries[-1].up_to(cut.closed[-1].end)
         staged = await self.stage(session, old, entries)
         if staged is None:
             return None
@@ -111,10 +124,11 @@ class MessageLog:
         """How many messages there were in the end under a head that has been exchanged, since when none can come."""
         place, messages = tail.entries, tail.messages
         while True:
-            for value in await self.reader.values(session, tail.head, range(place, place + 8)):
-                if value is None:
+            for _, data in await self.reader.values(session, tail.head, range(place, place + 8)):
+                if data is None:
                     return messages
-                messages += len(parse_entry(session, value, None).messages)
+                entry = read_entry(data)
+                messages += 1 if entry is None else len(entry.messages)
             place += 8
 
     # Writing as a whole
@@ -122,15 +136,16 @@ class MessageLog:
     async def write(self, session: str, entries: Sequence[Entry]) -> None:
         """Stores a whole log; every reader sees all of it or nothing. Raises `ConflictError` where there is one."""
         while entries:
-            staged = await self.stage(session, await self.new_head(session), entries)
+            staged = await self.stage(session, await self.new_head(session, "write_messages"), entries)
             if staged is not None and await self._publish(session, staged, staged.published(staged.staged[-1])):
                 return
 
-    async def new_head(self, session: str) -> Head:
+    async def new_head(self, session: str, operation: str) -> Head:
         """The head of a log that is not begun yet. Raises `ConflictError` for one that is."""
         head = await self.reader.head(session)
         if head.generation is not None:
-            raise ConflictError("the session has a log of messages already; clear it first", key=head_key(session))
+            text = "the session has a log of messages already; clear it first"
+            raise ConflictError(text, operation=operation, key=head_key(session))
         return head
 
     async def stage(self, session: str, old: Head, entries: Sequence[Entry]) -> Head | None:
@@ -139,15 +154,19 @@ class MessageLog:
         None: `old` is not the head. The head knows of the generation first, for what it does not know is garbage.
         """
         generation = token_hex(8)
-        staged = msgspec.structs.replace(old, staged=(*old.staged, generation))
+        staged = old.but(staged=(*old.staged, generation))
         if not await self.exchange(session, old, staged):
             return None
         for start in range(0, len(entries), CHUNK):
-            items = {
-                entry_key(session, generation, sequence): {"at": entry.at, "messages": entry.messages}
+            items = {  # what was read may hold integers of any size, which orjson can't write
+                entry_key(session, generation, sequence): orjson.Fragment(msgspec.json.encode(entry))
                 for sequence, entry in enumerate(entries[start : start + CHUNK], start)
             }
-            await self._storage.set_items(items, NEVER)
+            try:
+                await self._storage.set_items(items, NEVER)
+            except InvalidValueError:  # such as of a value that is too large for the backend
+                await self.withdraw(session, generation)
+                raise
         return staged
 
     async def _publish(self, session: str, staged: Head, head: Head) -> bool:
@@ -171,6 +190,15 @@ class MessageLog:
             return True
         return await self._storage.compare_and_set(head_key(session), old.value, new.value, NEVER)
 
+    async def any_head(self, session: str) -> object:
+        """The head as it is stored, readable or not, to be exchanged. One that not even the driver can read is removed."""
+        key = head_key(session)
+        try:
+            return as_stored(await self._storage.get_item_raw(key))
+        except CorruptValueError:
+            await self._storage.remove_item(key)
+            return MISSING
+
     # Looking after
 
     async def sessions(self) -> AsyncIterator[str]:
@@ -179,17 +207,9 @@ class MessageLog:
         while keys := await self._storage.get_keys("heads", limit=CHUNK, after=after):
             for session in (key.partition(":")[2] for key in keys):
                 with suppress(InvalidKeyError):
-                    unescape_segment(session)
-                    yield session
+                    if id_segment(unescape_segment(session)) == session:
+                        yield session
             after = keys[-1]
-
-    async def faults(self, session: str) -> list[str]:
-        """The keys of entries that can't be read, or are gone before others; of those in a row the first."""
-        while True:
-            head = await self.reader.head(session)
-            found = await self.reader.faults(session, head)
-            if not found or await self.reader.head(session) == head:
-                return found
 
     async def sweep(self, session: str | None = None) -> int:
         """Removes the entries that no head reaches, of one session or of all. Returns how many.

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import msgspec
-
 from kvstore.errors import CorruptValueError
 from kvstore.storage import Storage
 from kvstore.values import MISSING, NEVER
@@ -83,7 +81,7 @@ class SessionTable(Table[Session]):
             return await self.swap(key, MISSING, document, {head_key(session): (staged.value, published.value)})
         mark = await self._enter(entries)
         done = await self.storage.compare_and_set(key, MISSING, [generation, document], NEVER)
-        done = done and await self._log.exchange(session, staged, msgspec.structs.replace(published, forked=generation))
+        done = done and await self._log.exchange(session, staged, published.but(forked=generation))
         await self.settle(key)
         if not done:
             await self.drop(key, dict.fromkeys(entries, mark))
@@ -101,7 +99,7 @@ class SessionTable(Table[Session]):
             elif pending.generation in head.staged:  # it may come to life yet, but not after this
                 await self._log.exchange(session, head, head.unstaged(pending.generation))
             else:
-                marks = await self.storage.get_items(self.shape.entries(pending.document), MISSING)
+                marks = await self.marks(self.shape.entries(pending.document))
                 if await cas(key, stored, MISSING):
                     await self.drop(key, marks)
                     return True
@@ -110,7 +108,7 @@ class SessionTable(Table[Session]):
     async def _forget(self, key: str, generation: str) -> None:
         """Takes the mark off the head that a fork was published, once its record is no longer pending."""
         while (head := await self._head(key)).forked == generation:
-            if await self._log.exchange(_session(key), head, msgspec.structs.replace(head, forked=None)):
+            if await self._log.exchange(_session(key), head, head.but(forked=None)):
                 return
 
     async def _head(self, key: str) -> Head:

@@ -12,15 +12,31 @@ from collections.abc import Callable, Collection, Iterable
 
 from kvstore.errors import CorruptValueError
 from kvstore.storage import Storage
-from persistence.head import Entry, Head, Tail, entry_key, generation_base, head_key, parse_entry, parse_head
-from persistence.table import one_commit
+from kvstore.values import NOT_JSON
+from persistence.head import (
+    MISPLACED,
+    Entry,
+    Head,
+    Tail,
+    damaged,
+    decode_entry,
+    entry_key,
+    entry_number,
+    generation_base,
+    head_key,
+    parse_entry,
+    parse_head,
+)
+from persistence.table import one_commit, readable
 
 CHUNK = 500
 """Entries that are read or written at a time."""
 
+PROBES = 32
+"""Entries that are looked at, at a time, where one is sought."""
+
 _AHEAD = 8  # entries that are looked for behind the last one known, in the same read
 _FIRST = 64  # entries that are read at first where the length is not known
-_PROBES = 32
 _REMEMBERED = 1024
 
 
@@ -53,7 +69,11 @@ class Reader:
 
     async def head(self, session: str) -> Head:
         key = head_key(session)
-        return parse_head(key, await self._storage.get_item_raw(key))
+        data = await self._storage.get_item_raw(key)
+        try:
+            return parse_head(key, data)
+        except CorruptValueError as error:
+            raise self.told(error) from error.__cause__
 
     async def stored(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """What stands at these keys, as it is stored."""
@@ -66,7 +86,7 @@ class Reader:
             head = await self.head(session) if tail is None else tail.head
             if head == Head():
                 return Tail(head, 0, 0), []
-            count = await self._count(session, head) if tail is None else tail.entries
+            count = await self.count(session, head) if tail is None else tail.entries
             start = max(0, count - want)
             entries: list[Entry] = []
             try:
@@ -94,7 +114,7 @@ class Reader:
             if tail is not None:
                 known = tail.entries
             else:  # without ordered listing to count costs several reads, and a hole is found where a later entry is read
-                known = await self._count(session, head) if self._is_ordered(session) else 0
+                known = await self.count(session, head) if self._is_ordered(session) else 0
             entries: list[Entry] = []
             try:
                 first = await self._place(session, head, start) if start else 0
@@ -113,88 +133,62 @@ class Reader:
                 self.remember(session, Tail(head, first + len(entries), entries[-1].end))
             return entries
 
-    async def find_last(self, session: str, message_id: str) -> tuple[Tail, int, int] | None:
-        """The last message with this id: where its log ends, the number of its entry, its position. None: there is none.
+    async def readable(self, keys: Collection[str]) -> dict[str, bytes | None]:
+        """As `stored`, and nothing for what the driver can't read."""
+        found = await readable(self._storage, keys)
+        return {key: found.get(key, b"") for key in keys}
 
-        Entries that are gone or can't be read are passed over, so that a log can be cut before them.
-        """
-        while True:
-            tail, _ = await self.end(session)
-            stop, size = tail.entries, _PROBES
-            while stop > 0:
-                start = max(0, stop - size)
-                stored = await self._stored(session, tail.head, start, stop)
-                for place, (key, cut, data) in zip(range(stop - 1, start - 1, -1), reversed(stored), strict=True):
-                    try:
-                        position = parse_entry(key, data or b"", cut).find(message_id)
-                    except CorruptValueError:
-                        continue
-                    if position is not None:
-                        return tail, place, position
-                stop, size = start, min(2 * size, CHUNK)
-            if await self.head(session) == tail.head:
-                return None
+    def told(self, error: CorruptValueError) -> CorruptValueError:
+        """It says where it happened, too."""
+        mount = self._storage.get_mount(str(error.key))
+        return error.at("get_items", None, mount.base, mount.driver.name)
 
-    async def faults(self, session: str, head: Head) -> list[str]:
-        """The keys of entries that can't be read, or are gone before others; of those in a row the first."""
-        keys: list[str] = []
-        count, gone = await self._count(session, head), False
-        for start in range(0, count, CHUNK):
-            for key, cut, data in await self._stored(session, head, start, min(start + CHUNK, count)):
-                try:
-                    parse_entry(key, data or b"", cut)
-                except CorruptValueError:
-                    if data is not None or not gone:
-                        keys.append(key)
-                gone = data is None
-        return keys
-
-    async def _stored(self, session: str, head: Head, start: int, stop: int) -> list[tuple[str, int | None, bytes | None]]:
-        """Key, cut and data of these entries: None where it is gone, nothing where the driver can't read it."""
-        cuts = _cuts(session, head, start, stop)
-        found = await self._readable(cuts)
-        return [(key, cut, found[key]) for key, cut in cuts.items()]
-
-    async def _readable(self, keys: Collection[str]) -> dict[str, bytes | None]:
-        try:
-            return await self.stored(keys)
-        except CorruptValueError:
-            found: dict[str, bytes | None] = {}
-            for key in keys:
-                try:
-                    found[key] = await self._storage.get_item_raw(key)
-                except CorruptValueError:
-                    found[key] = b""
-            return found
-
-    async def page(self, session: str, head: Head, start: int, stop: int, *, known: int = 0) -> list[Entry]:
-        """The entries from `start` to before `stop`, or as many of them as there are; `known` are there for certain.
+    async def page(
+        self, session: str, head: Head, start: int, stop: int, *, known: int = 0, before: Entry | None = None
+    ) -> list[Entry]:
+        """The entries from `start` to before `stop`, or as many of them as there are; `known` are there for certain, and
+        `before` is the one before the first.
 
         Raises `Moved` where `head` is not the head any more, and `Hole` for one under the same head.
         """
-        cuts = _cuts(session, head, start, stop)
-        its_key = head_key(session)
+        cuts = cuts_of(session, head, start, stop)
+        its_key, its_data = head_key(session), head.data
         found = await self.stored([*cuts, its_key])
-        if parse_head(its_key, found[its_key]) != head:
+        if found[its_key] != its_data:
             raise Moved
         entries: list[Entry] = []
-        for key, cut in cuts.items():
-            data = found[key]
-            if data is not None:
-                entries.append(parse_entry(key, data, cut))
-                continue
-            there = sum(found[key] is not None for key in cuts)
-            if start + len(entries) < max(head.settled, known) or len(entries) < there:
-                # Reads of several keys need not be of one moment: look once more.
-                found = await self.stored([key, its_key])
-                if parse_head(its_key, found[its_key]) != head or found[key] is not None:
-                    raise Moved
-                raise Hole(
-                    "this entry of a message log is gone, and others after it are there;"
-                    " truncate_after a message before it mends the log",
-                    key=key,
-                )
-            break
+        position = before.end if before is not None else None if start else 0
+        wrong: CorruptValueError | None = None
+        try:  # no call that can be spared, for most of a read is spent here
+            for key, cut in cuts.items():
+                data = found[key]
+                if data is None:
+                    there = sum(found[key] is not None for key in cuts)
+                    if start + len(entries) < max(head.settled, known) or len(entries) < there:
+                        wrong = Hole(
+                            "this entry of a message log is gone, and others after it are there;"
+                            " truncate_after a message before it mends the log",
+                            key=key,
+                        )
+                    break
+                entry = decode_entry(data)
+                if entry.at != position:
+                    if position is not None or not start <= entry.at < (cut or entry.at + 1):
+                        wrong = damaged(key, MISPLACED)
+                        break
+                    position = entry.at
+                if cut is not None:
+                    entry = entry.up_to(cut)
+                entries.append(entry)
+                position += len(entry.messages)
+        except NOT_JSON as error:
+            raise self.told(damaged(key, error)) from error
+        if wrong is not None:
+            # Reads of several keys need not be of one moment: look once more.
+            again = await self.stored([key, its_key])
+            if again != {key: found[key], its_key: its_data}:
+                raise Moved
+            raise self.told(wrong)
         return entries
 
     async def _check(self, session: str, head: Head) -> None:
@@ -211,62 +205,67 @@ class Reader:
         """Adds the entries from `start` on, `size` at a time at first, to before `stop` or to the end."""
         while stop is None or start < stop:
             ask = size if stop is None else min(size, stop - start)
-            page = await self.page(session, head, start, start + ask, known=known)
+            before = entries[-1] if entries else None
+            page = await self.page(session, head, start, start + ask, known=known, before=before)
             entries += page
             if len(page) < ask:
                 return
             start, size = start + ask, min(2 * size, CHUNK)
 
-    async def _count(self, session: str, head: Head) -> int:
+    async def count(self, session: str, head: Head) -> int:
         """How many entries there are, found without what is remembered."""
         settled, generation = head.settled, head.generation
         if generation is None:
             return settled
         if self._is_ordered(session):
-            last = await self._storage.get_keys(generation_base(session, generation), limit=1, reverse=True)
-            return settled + (int(last[0].rpartition(":")[2], 16) + 1 if last else 0)
+            keys = await self._storage.get_keys(generation_base(session, generation), limit=1, reverse=True)
+            last = entry_number(keys[0]) if keys else -1
+            if last is not None:
+                return settled + last + 1
 
-        def missing(data: bytes | None) -> bool:
+        def missing(key: str, data: bytes | None) -> bool:
             return data is None
 
         steps = [settled + 2**power - 1 for power in range(40)]
-        there = [not missing(data) for data in await self.values(session, head, steps)]
+        there = [data is not None for _, data in await self.values(session, head, steps)]
         power = len(there) - there[::-1].index(True) if any(there) else 0
         return steps[0] if not power else await self._search(session, head, steps[power - 1] + 1, steps[power], missing)
 
     async def _place(self, session: str, head: Head, position: int) -> int:
         """The number of the entry that holds a position, or of the one behind the last."""
-        its_key = generation_base(session, head.generation or "")
 
-        def reached(data: bytes | None) -> bool:
-            return data is None or parse_entry(its_key, data, None).at > position
+        def reached(key: str, data: bytes | None) -> bool:
+            return data is None or parse_entry(key, data).at > position
 
-        # Every entry holds a message or more, so this is the highest that it can be, and mostly what it is.
-        (data,) = await self.values(session, head, [position])
-        if data is not None and parse_entry(its_key, data, None).at == position:
-            return position
-        return max(0, await self._search(session, head, 0, position + 1, reached) - 1)
+        try:
+            # Every entry holds a message or more, so this is the highest that it can be, and mostly what it is.
+            ((key, data),) = await self.values(session, head, [position])
+            if data is not None and parse_entry(key, data).at == position:
+                return position
+            return max(0, await self._search(session, head, 0, position + 1, reached) - 1)
+        except CorruptValueError as error:
+            raise self.told(error) from error.__cause__
 
-    async def _search(self, session: str, head: Head, low: int, high: int, passed: Callable[[bytes | None], bool]) -> int:
+    async def _search(self, session: str, head: Head, low: int, high: int, passed: Callable[[str, bytes | None], bool]) -> int:
         """The first number from `low` on whose entry has `passed`, `high` if none has; of all later ones each has too."""
         while low < high:
-            probes = range(low, high, -(-(high - low) // _PROBES))
+            probes = range(low, high, -(-(high - low) // PROBES))
             values = await self.values(session, head, probes)
-            first = next((index for index, data in enumerate(values) if passed(data)), len(probes))
+            first = next((index for index, (key, data) in enumerate(values) if passed(key, data)), len(probes))
             low, high = probes[first - 1] + 1 if first else low, probes[first] if first < len(probes) else high
         return low
 
-    async def values(self, session: str, head: Head, places: Iterable[int]) -> list[bytes | None]:
-        """What stands at these numbers, as for `stored`, nothing where the driver can't read it.
+    async def values(self, session: str, head: Head, places: Iterable[int]) -> list[tuple[str, bytes | None]]:
+        """What stands at these numbers, with its key: nothing where the driver can't read it.
 
         `head` need not be the head any more.
         """
-        at = [next(head.places(place, place + 1), None) for place in places]
-        keys = [None if place is None else entry_key(session, place[0], place[1]) for place in at]
-        found = await self._readable([key for key in keys if key is not None])
-        return [None if key is None else found[key] for key in keys]
+        there = [next(head.places(place, place + 1), None) for place in places]
+        keys = ["" if place is None else entry_key(session, place[0], place[1]) for place in there]
+        found = await self.readable([key for key in keys if key])
+        return [(key, found[key] if key else None) for key in keys]
 
 
-def _cuts(session: str, head: Head, start: int, stop: int) -> dict[str, int | None]:
+def cuts_of(session: str, head: Head, start: int, stop: int) -> dict[str, int | None]:
     """The keys of the entries from `start` to before `stop`, each with its cut."""
     return {entry_key(session, name, sequence): cut for name, sequence, cut in head.places(start, stop)}

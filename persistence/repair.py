@@ -30,7 +30,8 @@ class RepairReport(msgspec.Struct, frozen=True, kw_only=True):
     removed_messages: int
     """Keys with messages that were cleared, cut off or deleted, or never came to be part of a log."""
     unreadable: tuple[str, ...]
-    """Keys of records and of messages that can't be read, or are gone before others. They are left as they are."""
+    """Keys of records, of messages and of index entries that can't be read, or are gone before others. They are left as they
+    are."""
     orphaned: tuple[str, ...]
     """Ids of sessions that have messages and no record, which is legal: such as one that was deleted while a turn was under
     way. They are left; `sessions.delete(id)` removes the messages."""
@@ -38,26 +39,22 @@ class RepairReport(msgspec.Struct, frozen=True, kw_only=True):
 
 async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sessions: Sessions) -> RepairReport:
     """See `Persistence.repair`."""
-    added = removed = mended = 0
+    added = removed = 0
     unreadable: dict[str, None] = {}
-    async for keys in _pages(storage, "heads"):
-        for key in keys:
-            try:
-                mended += await sessions.mend_head(key.partition(":")[2])
-            except CorruptValueError:
-                unreadable[key] = None
+    mended = await sessions.mend_heads()
     for repository in repositories:
         table = repository.table
         async for keys in _pages(storage, table.shape.name):
             documents = await _documents(table, keys, unreadable)
             wanted = {entry: key for key, document in documents.items() for entry in table.shape.entries(document)}
-            found = await storage.get_items(wanted, MISSING)
-            for key in {wanted[entry]: None for entry, mark in found.items() if mark is MISSING}:
+            marks = await table.marks(wanted)
+            for key in {wanted[entry]: None for entry, mark in marks.items() if mark is MISSING}:
                 added += await table.mend(key, documents[key])
             for key in [key for key, document in documents.items() if document is MISSING]:
                 mended += await table.settle(key)
         async for entries in _pages(storage, f"{INDEX}:{table.shape.name}"):
-            marks = await storage.get_items(entries, MISSING)
+            marks = await table.marks(entries)
+            unreadable |= dict.fromkeys(entry for entry in entries if entry not in marks)
             documents = await _documents(table, {table.shape.entered(entry): None for entry in entries}, {})
             for entry, mark in marks.items():
                 key = table.shape.entered(entry)

@@ -52,18 +52,13 @@ class Repository(Generic[R]):
         def saved(old: Any) -> dict[str, Any]:
             return self.table.shape.document(record, createdAt=created_at(old, now), updatedAt=now)
 
-        record_id = getattr(record, self.table.shape.id_field)
-        while True:
-            try:
-                return await self._change(record_id, saved)
-            except CorruptValueError:  # not even JSON, so it can't be exchanged; its entries are left to repair
-                await self.table.storage.remove_item(self.table.shape.key(record_id))
+        return await self._change(getattr(record, self.table.shape.id_field), saved, any=True)
 
     async def get(self, record_id: str) -> R | None:
         """The record, None where there is none."""
         key = self.table.shape.key(record_id)
         document = await self.table.get(key)
-        return None if document is MISSING else self.table.shape.record(key, document)
+        return None if document is MISSING else self.table.record(key, document)
 
     async def exists(self, record_id: str) -> bool:
         """Whether there is a record."""
@@ -80,7 +75,7 @@ class Repository(Generic[R]):
         def changed(old: Any) -> dict[str, Any]:
             if old is MISSING:
                 raise self._not_found("update", record_id)
-            record = change(self.table.shape.record(key, old))
+            record = change(self.table.record(key, old))
             now = now_ms()
             document = self.table.shape.document(record, createdAt=created_at(old, now), updatedAt=now) | {"updatedAt": now}
             if self.table.shape.key(getattr(record, self.table.shape.id_field)) != key:
@@ -111,12 +106,19 @@ class Repository(Generic[R]):
     async def _delete_below(self, record_id: str) -> None:
         """Deletes what belongs to a record."""
 
-    async def _change(self, record_id: str, make: Callable[[Any], dict[str, Any]]) -> R:
+    async def _change(self, record_id: str, make: Callable[[Any], dict[str, Any]], *, any: bool = False) -> R:
+        """Exchanges a record for what `make` makes of it; with `any` also what is not even JSON, and not told."""
         key = self.table.shape.key(record_id)
         entered: dict[str, object] = {}
         async with self.table.lock(key):
             while True:
-                old = await self.table.get(key)
+                try:
+                    old = await self.table.get(key)
+                except CorruptValueError:
+                    if not any:
+                        raise
+                    await self.table.storage.remove_item(key)  # it can't be exchanged; its entries are left to repair
+                    continue
                 new = make(old)
                 if await self.table.swap(key, old, new, entered=entered):
                     return self.table.shape.record(key, new)

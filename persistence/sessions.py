@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
 import msgspec
-import orjson
 
 from kvstore.clock import now_ms
 from kvstore.errors import CorruptValueError, InvalidValueError
@@ -97,7 +97,9 @@ class Sessions(Repository[Session]):
         """
         session = id_segment(session_id)
         data = encode_messages("write_messages", session, messages)
-        await self._log.write(session, [Entry(at, [orjson.Fragment(message)]) for at, message in enumerate(data)])
+        await self._log.write(
+            session, [Entry(at, [cast("dict[str, Any]", msgspec.Raw(message))]) for at, message in enumerate(data)]
+        )
 
     async def logs(self) -> builtins.list[str]:
         """The ids of all sessions that have messages, with a record or without."""
@@ -136,7 +138,7 @@ class Sessions(Repository[Session]):
         session, key = id_segment(record_id), self.table.shape.key(record_id)
         storage, found = self.table.storage, False
         while True:
-            head = await storage.get_item(head_key(session), MISSING)
+            head = await self._log.any_head(session)
             try:
                 old = await self.table.get(key)
             except CorruptValueError:  # not even JSON
@@ -184,9 +186,9 @@ class Sessions(Repository[Session]):
         """Publishes log and record. False: others were faster."""
         log = self._log
         if not entries:
-            head = (await log.new_head(session)).value
+            head = (await log.new_head(session, "fork")).value
             return await self.table.swap(key, MISSING, document, {head_key(session): (head, head)})
-        staged = await log.stage(session, await log.new_head(session), entries)
+        staged = await log.stage(session, await log.new_head(session, "fork"), entries)
         if staged is None:
             return False
         if await self.table.publish(key, document, staged):
@@ -203,12 +205,20 @@ class Sessions(Repository[Session]):
         found = []
         async for session in self._log.sessions():
             try:
-                found += await self._log.faults(session)
+                found += await self._log.salvage.faults(session)
             except CorruptValueError:
                 found.append(head_key(session))
         return found
 
-    async def mend_head(self, session: str) -> bool:
+    async def mend_heads(self) -> int:
+        """Takes the marks of those who were writing logs whole off them. Returns how many logs had some."""
+        marked = 0
+        async for session in self._log.sessions():
+            with suppress(CorruptValueError):  # `faults` tells of it
+                marked += await self._mend_head(session)
+        return marked
+
+    async def _mend_head(self, session: str) -> bool:
         """Takes the marks of those who were writing a log whole off it. They begin anew, unless they crashed.
 
         False: there are none.
@@ -218,7 +228,7 @@ class Sessions(Repository[Session]):
             marked = True
             await self.table.settle(f"{self.table.shape.name}:{session}")
             # Only if it is the head that was there before the record was settled, else the mark may be that of a later fork.
-            if await log.exchange(session, head, msgspec.structs.replace(head, staged=(), forked=None)):
+            if await log.exchange(session, head, head.but(staged=(), forked=None)):
                 break
         return marked
 

@@ -134,12 +134,15 @@ class Shape(Generic[R]):
     def record(self, key: str, document: Any) -> R:
         """The record that is stored. Raises `CorruptValueError`, which names the key."""
         members = self._names
+        if not isinstance(document, dict):
+            raise CorruptValueError(f"what is stored is no {self.type.__name__}: it is no JSON object", key=key)
         try:
             known = {member: value for member, value in document.items() if member in members}
             record = msgspec.convert(known, self.type)
-        except (msgspec.ValidationError, AttributeError) as error:
+            its_key = self.key(getattr(record, self.id_field))
+        except (msgspec.ValidationError, InvalidKeyError) as error:
             raise CorruptValueError(f"what is stored is no {self.type.__name__}: {error}", key=key) from error
-        if self.key(getattr(record, self.id_field)) != key:
+        if its_key != key:
             raise CorruptValueError(f"the {self.type.__name__} that is stored has another id", key=key)
         record.extra = {member: value for member, value in document.items() if member not in members}
         return record
@@ -189,7 +192,7 @@ def _loses_members(type: inspect.Type) -> bool:
 def created_at(document: Any, default: int) -> int:
     """When a stored record was created; `default` for what is no record, or does not say."""
     time = document.get("createdAt") if isinstance(document, dict) else None
-    return time if isinstance(time, int) and 0 <= time <= MAX_TIME else default
+    return time if type(time) is int and 0 <= time <= MAX_TIME else default
 
 
 def id_segment(record_id: str) -> str:

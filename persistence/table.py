@@ -15,15 +15,19 @@ import asyncio
 import base64
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from secrets import token_hex
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
+import msgspec
+import orjson
+
 from kvstore.errors import CorruptValueError, InvalidKeyError, InvalidValueError
 from kvstore.keys import unescape_segment
+from kvstore.keyspace import at
 from kvstore.storage import Storage
-from kvstore.values import MISSING, NEVER
+from kvstore.values import MISSING, NEVER, encode
 from persistence.shape import R, Shape, id_segment
 
 T = TypeVar("T")
@@ -66,6 +70,13 @@ class Table(Generic[R]):
                     continue
             return documents
 
+    def record(self, key: str, document: Any) -> R:
+        """The record that is stored. Raises `CorruptValueError`, which says where it lies."""
+        try:
+            return self.shape.record(key, document)
+        except CorruptValueError as error:
+            raise at(error, "get_item", key, self.storage.get_mount(key)) from error.__cause__
+
     async def has(self, key: str) -> bool:
         return await self.storage.has_item(key)
 
@@ -85,29 +96,33 @@ class Table(Generic[R]):
         fresh, gone = after - before, before - after
         if one_commit(storage, [key, *fresh, *gone, *also]):
             changes = dict.fromkeys(fresh, None) | {key: new} | {other: then for other, (_, then) in also.items()}
-            expect = {key: old} | {other: now for other, (now, _) in also.items()}
+            expect = {key: _expected(old)} | {other: now for other, (now, _) in also.items()}
             items = {changed: value for changed, value in changes.items() if value is not MISSING}
             return await storage.commit(items, [*gone, *(changes.keys() - items.keys())], expect, NEVER)
         for other, (now, then) in also.items():
             if not await storage.compare_and_set(other, now, then, NEVER):
                 return False
-        marks = await storage.get_items(gone, MISSING)
+        marks = await self.marks(gone)
         entered |= dict.fromkeys(fresh, await self._enter(fresh))
-        if not await storage.compare_and_set(key, old, new, NEVER):
+        if not await storage.compare_and_set(key, _expected(old), new, NEVER):
             return False
         if fresh:  # a repair may have taken one away that the record did not call for yet
             await self.mend(key, new)
         await self._drop(key, {entry: mark for entry, mark in (entered | marks).items() if entry not in after})
         return True
 
+    async def marks(self, entries: Collection[str]) -> dict[str, object]:
+        """What these entries hold, JSON or not, `MISSING` where there is none; without what the driver can't read."""
+        return {entry: as_stored(data) for entry, data in (await readable(self.storage, entries)).items()}
+
     async def mend(self, key: str, document: object) -> int:
         """Adds the entries that a record lacks. Returns how many."""
-        found = await self.storage.get_items(self.shape.entries(document), MISSING)
-        lacking = [entry for entry, value in found.items() if value is MISSING]
+        marks = await self.marks(self.shape.entries(document))
+        lacking = [entry for entry, mark in marks.items() if mark is MISSING]
         if not lacking:
             return 0
         if one_commit(self.storage, [key, *lacking]):
-            done = await self.storage.commit(dict.fromkeys(lacking), expect={key: document}, ttl=NEVER)
+            done = await self.storage.commit(dict.fromkeys(lacking), expect={key: _expected(document)}, ttl=NEVER)
             return len(lacking) if done else 0
         mark = await self._enter(lacking)
         await self.drop(key, dict.fromkeys(lacking, mark))  # those that it does not call for any more
@@ -120,7 +135,7 @@ class Table(Generic[R]):
         if not stale:
             return 0
         if one_commit(self.storage, [key, *stale]):
-            done = await self.storage.commit({}, stale, {key: document}, NEVER)
+            done = await self.storage.commit({}, stale, {key: _expected(document)}, NEVER)
             return len(stale) if done else 0
         return await self._drop(key, {entry: marks[entry] for entry in stale})
 
@@ -177,10 +192,35 @@ class Table(Generic[R]):
         return all(document.get(member) == value for member, value in filters.items())
 
 
+async def readable(storage: Storage, keys: Collection[str]) -> dict[str, bytes | None]:
+    """What is stored at these keys, as bytes, without what the driver can't read."""
+    try:
+        return await storage.keyspace.read("get_items", keys)
+    except CorruptValueError:
+        found: dict[str, bytes | None] = {}
+        for key in keys:
+            with suppress(CorruptValueError):
+                found[key] = await storage.get_item_raw(key)
+        return found
+
+
 def one_commit(storage: Storage, keys: Iterable[str]) -> bool:
     """Whether these keys can change in one commit: they lie on one mount, whose driver is atomic."""
     mounts = set(map(storage.get_mount, keys))
     return len(mounts) == 1 and mounts.pop().capabilities.atomic
+
+
+def as_stored(data: bytes | None) -> object:
+    """Bytes, JSON or not, for a condition or a write; `MISSING` for None."""
+    return MISSING if data is None else orjson.Fragment(data)
+
+
+def _expected(document: object) -> object:
+    """A document that was read, for a condition. Integers of any size may stand in it, which orjson can't write."""
+    try:
+        return document if document is MISSING else orjson.Fragment(encode(document))
+    except InvalidValueError:
+        return orjson.Fragment(msgspec.json.encode(document))
 
 
 def encode_cursor(entry: str) -> str:
