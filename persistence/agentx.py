@@ -8,6 +8,7 @@ the rewritten key. Its indexes (`idx:…`) can be wrong and are not read; saving
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sqlite3
@@ -27,7 +28,7 @@ from kvstore.errors import (
     KVStoreError,
 )
 from kvstore.storage import Storage
-from kvstore.values import MISSING, decode
+from kvstore.values import MISSING, decode, encode
 from persistence.errors import ConflictError
 from persistence.messages import encode_message
 from persistence.persistence import Persistence
@@ -176,14 +177,20 @@ async def read_agentx(source: Source, *, base: str | None = None) -> AgentXStore
     """
     if isinstance(source, Storage):
         texts = {key: _text(await source.get_item_raw(key)) async for key in source.iter_keys()}
-    elif isinstance(source, Mapping):
+    elif isinstance(source, Mapping) and all(isinstance(key, str) for key in source):
         texts = dict(source)
-    else:
+    elif isinstance(source, str | os.PathLike):
         texts = await asyncio.to_thread(_read_path, Path(source))
+    else:
+        raise ConfigError(f"a source is a path, a mapping of keys to texts or a Storage, not {type(source).__name__}")
     if base is None:
         base = _find_base(texts)
     prefix = f"{base}:" if base else ""
-    return _sorted_out({key[len(prefix) :]: text for key, text in texts.items() if key.startswith(prefix)})
+    below = {key[len(prefix) :]: text for key, text in texts.items() if key.startswith(prefix)}
+    if texts and not below:
+        there = ", ".join(sorted(name or "no base" for name in _bases(texts)))
+        raise ConfigError(f"no key stands below the base {base!r}; of AgentX's keys there are those below: {there or 'none'}")
+    return _sorted_out(below)
 
 
 def export_order(records: Iterable[dict[str, Any]], shape: Shape[Any]) -> list[dict[str, Any]]:
@@ -231,6 +238,7 @@ def _record(text: str | None, shape: Shape[Any]) -> dict[str, Any]:
     document, member = _json(text), shape.id_member
     if not isinstance(document, dict) or not isinstance(document.get(member), str):
         raise CorruptValueError(f"the value is no object with a text {member!r}")
+    encode(document)
     shape.record(shape.key(document[member]), document)
     return document
 
@@ -254,9 +262,16 @@ def _messages(key: str, text: str | None, problems: list[Problem]) -> list[dict[
 
 
 def _json(text: str | None) -> Any:
+    """What may hold half a character, as JavaScript's `slice` leaves it: who stores it finds that it can't be stored."""
     if not isinstance(text, str):
         raise CorruptValueError("the value is no text")
-    return decode(text.encode("utf-8", "replace"))
+    try:
+        return decode(text.encode("utf-8", "surrogatepass"))
+    except CorruptValueError as error:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise error from error.__cause__
 
 
 def _text(data: bytes | None) -> str | None:
@@ -266,8 +281,12 @@ def _text(data: bytes | None) -> str | None:
         return None
 
 
+def _bases(texts: Mapping[str, str | None]) -> set[str]:
+    return {match[1] or "" for match in map(_OURS.match, texts) if match is not None}
+
+
 def _find_base(texts: Mapping[str, str | None]) -> str:
-    bases = {match[1] or "" for match in map(_OURS.match, texts) if match is not None}
+    bases = _bases(texts)
     if "" in bases or not bases:
         return ""
     if len(bases) > 1:

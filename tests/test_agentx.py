@@ -349,6 +349,46 @@ async def test_P6_a_message_without_an_id_is_reported_by_its_place_and_the_other
         assert await persistence.sessions.get_messages("s1") == [message("m1"), message("m2")]
 
 
+CUT = "\ud83d"  # half of an emoji, as JavaScript's `slice` leaves it and writes it: as an escape
+
+
+@pytest.mark.parametrize("layout", ["kv_storage", "mapping", "directory"])
+@in_loop
+async def test_P6_a_message_that_cannot_be_stored_is_left_out_and_told_and_the_others_kept(layout: str, tmp_path: Path) -> None:
+    bad: list[Any] = [{"content": CUT}, {"content": f"{CUT}x"}, {CUT: 1}, {"n": 2**64}, {"n": float("nan")}]
+    messages = [message(f"m{number}") | (bad[number // 2] if number % 2 else {}) for number in range(2 * len(bad))]
+    kept = messages[::2]
+    lost = {"sessions:cut": json.dumps(session("cut") | {"note": CUT}), "messages:s1": json.dumps(messages)}
+    source = await stored(layout, texts() | lost, tmp_path)
+    async with create_persistence("memory") as persistence:
+        report = await import_agentx(source, persistence)
+        found: list[Any] = [*await persistence.sessions.get_messages("s1")]
+        assert found == kept
+        (record, *problems) = sorted(report.problems, reverse=True)
+        assert record.key == "sessions:cut"
+        assert [problem.reason.partition(":")[0] for problem in problems] == [f"message {n}" for n in (9, 7, 5, 3, 1)]
+        assert all("truncated" not in problem.reason for problem in report.problems)
+        assert "surrogate" in record.reason
+        with pytest.raises(CorruptValueError):
+            await import_agentx(source, persistence, strict=True)
+
+
+@in_loop
+async def test_P6_half_a_character_in_a_text_that_is_given_is_told_and_not_replaced() -> None:
+    async with create_persistence("memory") as persistence:
+        report = await import_agentx({"messages:s1": f'[{{"id":"m"}},{{"id":"{CUT}"}}]'}, persistence)
+        assert await persistence.sessions.get_messages("s1") == [{"id": "m"}]
+        assert [problem.key for problem in report.problems] == ["messages:s1"]
+
+
+@pytest.mark.parametrize("source", [5, None, {5: "x"}, b"x", [("a", "b")]])
+@in_loop
+async def test_E1_what_is_no_source_is_a_config_error(source: Any) -> None:
+    async with create_persistence("memory") as persistence:
+        with pytest.raises(ConfigError, match="a source is"):
+            await import_agentx(source, persistence)
+
+
 def test_P6_a_source_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "text.db").write_text("no database at all, but some text")
