@@ -7,17 +7,20 @@ import asyncio
 import sqlite3
 import sys
 import textwrap
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import orjson
+import msgspec
 
 from kvstore.errors import ConfigError, CorruptValueError, KVStoreError
+from kvstore.resolve import split_spec
 from kvstore.transfer import copy
 from persistence.agentx import ORIGINAL, export_order, import_agentx, plain, repositories, sqlite_tables
 from persistence.persistence import Persistence, create_persistence, local_persistence
+from persistence.shape import Shape
 
 DEFAULT = "~/.agentx/data/agentx.db"
 SQLITE_TABLE = "kvstore"
@@ -87,7 +90,7 @@ async def _run(options: argparse.Namespace) -> int:
             case "export":
                 export = await exported(persistence)
                 unreadable = export.get("unreadable", [])
-                sys.stdout.buffer.write(orjson.dumps(export, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+                sys.stdout.buffer.write(msgspec.json.format(_json(export)) + b"\n")
     for key in unreadable:
         _complain(f"{key} can't be read")
     return 1 if unreadable else 0
@@ -98,7 +101,7 @@ def _complain(text: str) -> None:
 
 
 def _open(store: str, *, read_only: bool) -> Persistence:
-    if "://" in store:
+    if split_spec(store)[1]:
         return create_persistence(store, read_only=read_only)
     if store == DEFAULT and not read_only:
         return local_persistence()
@@ -108,6 +111,8 @@ def _open(store: str, *, read_only: bool) -> Persistence:
 def _check(options: argparse.Namespace) -> None:
     """Before anything is created: what is to be read is there, and is not what is to be written, nor is another program's."""
     store, table = _file(options.store)
+    if store is None and split_spec(options.store)[0] in ("memory", "sqlite"):
+        raise ConfigError(f"{options.store} keeps nothing from one command to the next; a store is a SQLite file or a server")
     importing = options.command == "import"
     if importing:
         source = Path(options.path).expanduser()
@@ -117,6 +122,9 @@ def _check(options: argparse.Namespace) -> None:
             raise ConfigError(f"{source} is the store to import into; name another one with --into")
     if store is None or (importing and not store.exists()):
         return
+    if store.is_dir():
+        url = f"file://{store.resolve()}"
+        raise ConfigError(f"{store} is a directory; a store is a SQLite file or a driver's URL, such as {url} for files")
     if not store.is_file():
         raise ConfigError(f"there is no store {store}")
     try:
@@ -134,7 +142,7 @@ def _check(options: argparse.Namespace) -> None:
 def _file(store: str) -> tuple[Path | None, str]:
     """The SQLite file that a store is, or None, and the table in it."""
     url = urlsplit(store)
-    if "://" not in store:
+    if not split_spec(store)[1]:
         return Path(store).expanduser(), SQLITE_TABLE
     if url.scheme != "sqlite" or url.path == "/:memory:":
         return None, SQLITE_TABLE
@@ -189,8 +197,11 @@ def line(message: Any) -> str:
 
 
 def _brief(value: object, width: int = 100) -> str:
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    text = value if isinstance(value, str) else _json(value).decode()
     return textwrap.shorten("".join(c if c.isprintable() else " " for c in text), width, placeholder=" …")
+
+
+_json = msgspec.json.encode  # what was read may hold integers of any size, which orjson can't write
 
 
 async def exported(persistence: Persistence) -> dict[str, Any]:
@@ -199,9 +210,9 @@ async def exported(persistence: Persistence) -> dict[str, Any]:
     unreadable: list[str] = []
     for name, repository in repositories(persistence).items():
         shape = repository.table.shape
-        page = await repository._page(None, None)
-        unreadable += page.unreadable
-        export[name] = export_order((shape.document(record) for record in page), shape)
+        documents, _, left_out = await repository.table.page(partial(_checked, shape), {}, None, None)
+        unreadable += left_out
+        export[name] = export_order(documents, shape)
     export["messages"] = {}
     for session_id in sorted({*(session["sessionId"] for session in export["sessions"]), *await persistence.sessions.logs()}):
         try:
@@ -209,6 +220,11 @@ async def exported(persistence: Persistence) -> dict[str, Any]:
         except CorruptValueError as error:
             unreadable.append(str(error.key))
     return export | ({"unreadable": unreadable} if unreadable else {})
+
+
+def _checked(shape: Shape[Any], key: str, document: Any) -> Any:
+    shape.record(key, document)
+    return document
 
 
 if __name__ == "__main__":

@@ -216,6 +216,57 @@ def test_what_cannot_be_read_is_told_and_the_rest_listed_and_exported(source: st
     assert [key[:12] for key in exported["unreadable"]] == ["images:i1", "messages:s1:"]
 
 
+def test_whatever_another_program_stored_is_shown_and_exported_or_told(store: str, capsys: Output) -> None:
+    big = 10**20
+
+    async def fill() -> None:
+        async with create_persistence("sqlite", path=store) as persistence:
+            await persistence.images.save(Image(image_id="i1", container_id="c1", session_id="s1", name="n"))
+            for session_id in ("s1", "s2"):
+                await persistence.sessions.add_message(session_id, message("m1"))
+        async with create_storage("sqlite", path=store) as storage:
+            data = await storage.get_item_raw("images:i1", b"")
+            await storage.set_item_raw("images:i1", data.replace(b'"name":"n"', b'"name":"n","n":%d' % big))
+            (key,) = await storage.get_keys("messages:s1")
+            await storage.set_item_raw(key, b'{"at":0,"messages":[{"id":"m1","content":%d}]}' % big)
+            await storage.set_item_raw("heads:s2", b'{"generation":"/"}')
+
+    asyncio.run(fill())
+    assert main(["show", "s1", "--store", store]) == 0
+    assert str(big) in capsys.readouterr().out
+    assert main(["export", "--store", store]) == 1
+    exported = json.loads(capsys.readouterr().out)
+    assert exported["images"][0]["n"] == exported["messages"]["s1"][0]["content"] == big
+    assert exported["unreadable"] == ["heads:s2"]
+    assert main(["list", "--store", store]) == 0
+    assert "no session s2  unreadable messages" in capsys.readouterr().out
+    assert "clear_messages" in failed(capsys, "show", "s2", "--store", store)
+
+
+def test_what_is_no_place_for_a_store_is_said_and_what_to_name_instead(source: str, tmp_path: Path, capsys: Output) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for command in (["list", "--store"], ["import", source, "--into"]):
+        assert f"{folder} is a directory; a store is a SQLite file or a driver's URL, such as file://{folder}" in failed(
+            capsys, *command, str(folder)
+        )
+        for memory in ("memory:", "memory://", "sqlite:///:memory:"):
+            assert "keeps nothing from one command to the next" in failed(capsys, *command, memory)
+    assert main(["import", source, "--into", f"file://{folder}"]) == 0
+    assert main(["list", "--store", f"file://{folder}"]) == 0
+    assert "container c1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("base", ["nope", "agentx:"])
+def test_a_base_that_no_key_stands_below_is_said(base: str, store: str, tmp_path: Path, capsys: Output) -> None:
+    dump = tmp_path / "dump.jsonl"
+    dump.write_text("".join(json.dumps({"key": f"agentx:{key}", "value": text}) + "\n" for key, text in texts().items()))
+    said = failed(capsys, "import", str(dump), "--into", store, "--base", base)
+    assert f"no key stands below the base '{base}'" in said
+    assert "agentx" in said.replace(base, "")
+    assert main(["import", str(dump), "--into", store, "--base", "agentx"]) == 0
+
+
 @pytest.mark.parametrize("url", [False, True])
 def test_nothing_is_added_to_a_file_that_is_no_store_of_ours(source: str, tmp_path: Path, capsys: Output, url: bool) -> None:
     other = tmp_path / "other.db"
