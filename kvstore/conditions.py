@@ -11,6 +11,7 @@ from typing import Any
 
 from kvstore.batches import Read, WriteCall
 from kvstore.driver import Expect, Write
+from kvstore.errors import CorruptValueError
 from kvstore.mount import Mount
 from kvstore.values import MISSING, Missing, decode, encode, same_json
 
@@ -32,12 +33,19 @@ async def write_if(mount: Mount, writes: list[Write], expect: Expect) -> bool:
                 if data is None or wanted is None:
                     if data is not wanted:
                         return None
-                elif not same_json(data, wanted):
+                elif not _same(key, data, wanted):
                     return None
             if (written := await write(writes, found)) is not None:
                 return written
 
     return await mount.write_if(writes, expect, again) is not None
+
+
+def _same(key: str, data: bytes, wanted: bytes) -> bool:
+    try:
+        return same_json(data, wanted)
+    except CorruptValueError as error:  # of this one of several keys
+        raise error.at(None, key) from error.__cause__
 
 
 async def update(

@@ -19,6 +19,7 @@ import orjson
 from kvstore.errors import CorruptValueError
 from kvstore.values import MISSING, NOT_JSON
 
+_POSITIONS = 2**53
 _Generation = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z_-]{1,64}\Z")]  # a segment of a key
 
 
@@ -148,7 +149,9 @@ class Entry(msgspec.Struct, gc=False):
 
     def follows(self, before: Entry | None, place: int) -> bool:
         """Whether it says that it stands where it does, at this number; `before` is the one before, None: that is not known."""
-        return self.at == before.end if before is not None else self.at >= place if place else self.at == 0
+        if before is not None:
+            return self.at == before.end
+        return place <= self.at < _POSITIONS if place else self.at == 0
 
     def up_to(self, end: int) -> Entry:
         """Without what stands at the position `end` or behind it."""
@@ -166,6 +169,8 @@ def parse_head(key: str, data: bytes | None) -> Head:
         return _NOTHING
     try:
         head, end = _decode_head(data), 0
+        if len({head.generation, *(segment.generation for segment in head.closed)}) <= len(head.closed):
+            raise msgspec.ValidationError("a generation is there twice")
         for segment in head.closed:
             if not 0 < segment.entries <= segment.end - end:  # every entry holds a message
                 raise msgspec.ValidationError(f"{segment.entries:,} entries up to message {segment.end:,}")

@@ -173,7 +173,7 @@ class Reader:
                     break
                 entry = decode_entry(data)
                 if entry.at != position:
-                    if position is not None or not start <= entry.at < (cut or entry.at + 1):
+                    if position is not None or not entry.follows(None, start) or (cut is not None and entry.at >= cut):
                         wrong = damaged(key, MISPLACED)
                         break
                     position = entry.at

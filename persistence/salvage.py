@@ -40,7 +40,7 @@ class Salvage:
             return await anext(
                 Tail(head, count, place.entry.end + count - 1 - place.number)
                 async for place in self._back(session, head, count)
-                if place.entry is not None and place.entry.at >= place.number
+                if place.entry is not None and place.entry.follows(None, place.number)
             )
 
     async def find_last(self, session: str, message_id: str) -> tuple[Tail, int, int] | None:
