@@ -49,13 +49,6 @@ class Counted(Wrapper):
         return await self.inner.set_meta(key, custom)
 
 
-class TestCompressedSqlite(DriverSuite):
-    slow = True  # its races are those of the driver inside
-
-    def make_driver(self, path: Path) -> Driver:
-        return Compressed(SqliteDriver(path / "app.db"))
-
-
 class TestCompressedFiles(DriverSuite):
     slow = True  # its races are those of the driver inside
 
