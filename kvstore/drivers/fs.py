@@ -131,6 +131,12 @@ class FsDriver(Driver):
         return None if footer.expires_at is not None and footer.expires_at <= self.clock() else data[:-size]
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        if len(keys) == 1:
+            await self._reads.refilled()
+            with kvstore_errors(self._base.path, keys[0]):
+                data = self.read_now(keys[0])
+            if data is not NOT_NOW:
+                return [data]
         return await self._on(self._reading, lambda: [self._read(key, self._folders) for key in keys])
 
     async def has(self, keys: Sequence[str]) -> list[bool]:

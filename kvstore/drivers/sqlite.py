@@ -123,6 +123,8 @@ class SqliteDriver(Driver):
         return NOT_NOW if row[0] is None else row[0]
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        if len(keys) <= _INLINE_READS:
+            await self._reads.refilled()
         if len(keys) == 1:
             data = self.read_now(keys[0])
             if data is not NOT_NOW:
@@ -187,6 +189,8 @@ class SqliteDriver(Driver):
         return True
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        if self._synchronous == "normal" and len(writes) <= _INLINE_COMMITS:
+            await self._commits.refilled()
         size = sum(len(data) for _, data, _ in writes if data is not None)
         asked = expect or {}
         inline = self._may_commit(
