@@ -21,7 +21,8 @@ machine and by what else it does.
 ## How it is measured
 
 - Every peer runs in a process of its own, in an environment of its own with pinned versions. Only one works at a time, and in
-  every round another is first. The first round is not counted.
+  every round another is first. The first round is not counted. Servers run on one half of the processors and their clients on
+  the other: where a client wakes up on its server's processor, a call takes half the time, and that is luck.
 - A time is the median of the rounds; ± is half of their interquartile range. Values are JSON of the size said, of random text,
   and differ in every round. What is read is checked.
 - Within a section all give the same promise about a power cut when a call returns; the section says which.
