@@ -26,12 +26,12 @@ TRIED = {
         "one timer for all calls in place of one each (3), no task of its own for a write that can be settled (25)."
     ),
     ("mysql", "set-tasks-64 get-tasks-64"): (
-        "asyncmy is compiled: a call by it takes four times the processor's time of one here, and the server takes 8 µs "
-        "a row of a batch. Tried: values as hexadecimal literals (a quarter of asyncmy's time), an upsert that tells what "
-        "it found instead of asking before (a fifth less), two batches under way at once (a third less), reads by "
-        "statements that are prepared once (a quarter less), no coroutine on the way of a crowd's call (a tenth less). "
-        "Of a read's 5 µs 1.3 are the event loop's, 1.5 what puts calls in order, 0.3 JSON, 1.3 the share of its batch in "
-        "a statement of 40 µs."
+        "asyncmy is compiled: a call by it takes four times the processor's time of one here, and the server takes 8 to 10 µs "
+        "a row of a batch, however the statement is written. Tried: values as hexadecimal literals (a quarter of asyncmy's "
+        "time; quoted ones take as much), an upsert that tells what it found instead of asking before (a fifth less), two "
+        "batches under way at once (a third less), reads by statements that are prepared once (a quarter less), no coroutine "
+        "on the way of a crowd's call (a tenth less). Of a read's 5 µs 1.3 are the event loop's, 1.5 what puts calls in order, "
+        "0.3 JSON, 1.3 the share of its batch in a statement of 40 µs."
     ),
     ("sessions-full", "append"): (
         "Both wait for the disk once, by a thread, which is most of the time. 64 sessions at once share that wait. Tried: a "
