@@ -96,16 +96,18 @@ class MissingDependencyError(KVStoreError):
 def install(extra: str) -> str:
     """The line that installs what an extra of this distribution brings.
 
-    It names the packages themselves: in the package index the name of this project may be that of another one.
+    It names the packages themselves: in the package index the name of this project may be that of another one. Where the
+    sources are only on the path, it names their directory.
     """
     from importlib import metadata
+    from pathlib import Path
 
     try:
         required = metadata.requires("kvstore") or []
-    except metadata.PackageNotFoundError:  # in a frozen program, or where the sources are on the path
+    except metadata.PackageNotFoundError:
         required = []
     packages = [line.partition(";")[0].strip() for line in required if line.endswith((f"'{extra}'", f'"{extra}"'))]
-    return "pip install " + " ".join(f'"{package}"' for package in packages or [f"kvstore[{extra}]"])
+    return "pip install " + " ".join(f'"{package}"' for package in packages or [f"{Path(__file__).parent.parent}[{extra}]"])
 
 
 class ConfigError(KVStoreError):

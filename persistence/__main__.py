@@ -110,9 +110,10 @@ def _open(store: str, *, read_only: bool) -> Persistence:
 
 def _check(options: argparse.Namespace) -> None:
     """Before anything is created: what is to be read is there, and is not what is to be written, nor is another program's."""
+    for named in (options.store, getattr(options, "target", options.store)):
+        if _file(named)[0] is None and split_spec(named)[0] in ("memory", "sqlite"):
+            raise ConfigError(f"{named} keeps nothing from one command to the next; a store is a SQLite file or a server")
     store, table = _file(options.store)
-    if store is None and split_spec(options.store)[0] in ("memory", "sqlite"):
-        raise ConfigError(f"{options.store} keeps nothing from one command to the next; a store is a SQLite file or a server")
     importing = options.command == "import"
     if importing:
         source = Path(options.path).expanduser()

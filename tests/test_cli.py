@@ -73,6 +73,8 @@ def test_a_store_is_copied_to_another_backend_whole(source: str, store: str, tmp
     assert main(["export", "--store", target]) == 0
     assert capsys.readouterr().out == exported
     assert "holds something already" in failed(capsys, "copy", target, "--store", store)
+    for nowhere in ("memory:", "sqlite:///:memory:"):
+        assert "keeps nothing" in failed(capsys, "copy", nowhere, "--store", store)
 
 
 def test_what_was_left_out_is_told_and_the_exit_status_is_1(tmp_path: Path, store: str, capsys: Output) -> None:

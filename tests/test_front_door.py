@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,14 @@ def test_what_is_missing_is_said_by_the_packages_of_its_extra_whose_names_are_no
     for extra, packages in extras.items():
         if packages:
             assert sorted(install(extra).split()[2:]) == sorted(f'"{package}"' for package in packages)
+
+
+def test_where_the_sources_are_only_on_the_path_their_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", unknown)
+    assert install("redis") == f'pip install "{ROOT}[redis]"'
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -131,7 +131,7 @@ class FsDriver(Driver):
         return None if footer.expires_at is not None and footer.expires_at <= self.clock() else data[:-size]
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        if len(keys) == 1:
+        if len(keys) == 1 and self._reads.left <= 0:  # else `read_now` was asked already
             await self._reads.refilled()
             with kvstore_errors(self._base.path, keys[0]):
                 data = self.read_now(keys[0])
