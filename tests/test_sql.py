@@ -41,7 +41,7 @@ from kvstore.drivers._sql.statements import PIECE
 from kvstore.drivers.mysql import MysqlDriver
 from kvstore.drivers.postgresql import PostgresqlDriver
 from kvstore.errors import install
-from kvstore.testing import DriverSuite
+from kvstore.testing import DriverSuite, FakeClock
 
 
 class TestPostgresql(DriverSuite):
@@ -724,15 +724,36 @@ def _bytes_of(argument: Any) -> int:
 
 @pytest.mark.server
 @in_loop
-async def test_statements_without_arguments_are_not_kept(tmp_path: Path) -> None:
-    """They hold their values: a thousand of them would be a gigabyte."""
+async def test_a_statement_is_kept_for_as_many_rows_as_the_last_one_had(tmp_path: Path) -> None:
+    """Others hold their values: a thousand of them would be a gigabyte."""
+
+    async def kept(*counts: int) -> int:
+        before = _places.cache_info().currsize
+        for count in counts:
+            rows = {f"{place:03}": (count, place) for place in range(count)}
+            await storage.set_items(rows)
+            assert await storage.get_items([*rows]) == {key: [*value] for key, value in rows.items()}
+        return _places.cache_info().currsize - before
 
     async with KINDS[1].opened(tmp_path) as storage:
-        await storage.get_item("key")
-        before = _places.cache_info().currsize
-        for number in range(5):
-            await storage.set_items({"a": number, "b": number})
-        assert _places.cache_info().currsize == before
+        await kept(65, 64, 32, 16, 8, 4, 2)  # for what reads the same
+        assert await kept(2, 3, 5, 6, 7, 2, 9) == 1
+        assert await kept(40, 40, 40) == 1
+        assert await kept(65, 65) == 0
+
+
+@pytest.mark.server
+@in_loop
+async def test_R2_crowds_of_one_size_tell_what_was_there_and_what_had_expired(tmp_path: Path) -> None:
+    driver = MysqlDriver(mysql.url(), table=table(tmp_path))
+    driver.clock = clock = FakeClock()
+    async with create_storage(driver) as storage:
+        await storage.has_item("key")
+        for number, lives in enumerate((False, True, False, True)):
+            now, data = clock(), bytes([number, 0, 39, 92])
+            assert await driver.write([("a", data, now + 1000), ("b", data, None)]) == [lives, number > 0]
+            assert await driver.read(["a", "b"]) == [data, data]
+            clock.advance(1.2 if lives else 0.6)
 
 
 # Options
