@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Iterable, Sequence
+from operator import methodcaller
 from secrets import token_hex
 from typing import Any
 
@@ -21,9 +22,9 @@ _TOO_LATE = (1205, 1317, 1969, 3024)  # lock wait timeout, interrupted, statemen
 _NO_LOGIN = (1040, 1044, 1045, 1049, 1129, 1130, 1142, 1203, 1226, 1251, 1290, 1698, 2059)
 _LOST = (1053, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031)
 _NAMES = ("new_key", "new_value", "new_expires_at", "new_mtime", "new_revision")
-_STATEMENTS = 128
+_STATEMENTS = 64
 """That one connection keeps prepared: a server keeps 16,382 by default."""
-_ROWS = 64
+_ROWS = 128
 """That one of them may store, for the server's memory: it takes some KB a row."""
 _PACKET_BYTES = 4096
 
@@ -37,6 +38,8 @@ class _Mysql(Server):
     among = "IN $1"
     digest = 'UNHEX(SHA2("value", 256))'
     time = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)"
+    key_out = methodcaller("encode")
+    key_in = methodcaller("decode")
 
     def __init__(self, schema: str | None, table: str) -> None:
         super().__init__(schema, table)
@@ -47,14 +50,8 @@ class _Mysql(Server):
         self._sweep = f'DELETE FROM {self.qualified} WHERE "expires_at" <= $1 LIMIT {STEP}'
         self._remove_expired = f'DELETE FROM {self.qualified} WHERE "key" = $1 AND "expires_at" <= $2'
 
-    def key_out(self, key: str) -> bytes:
-        return key.encode()
-
-    def key_in(self, found: Any) -> str:
-        return bytes(found).decode()
-
     def keys_out(self, keys: Iterable[str]) -> tuple[bytes, ...]:
-        return tuple([key.encode() for key in keys])
+        return tuple(map(self.key_out, keys))
 
     def connect_arguments(self, client: str, query: dict[str, str]) -> dict[str, Any]:
         arguments: dict[str, Any] = {name: query[name] for name in query if not name.startswith("ssl")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from kvstore.drivers._sql.connection import Connection, transaction
@@ -61,6 +61,10 @@ class Server(ABC):
     """Bytes that a value may have."""
     piece = PIECE
     """Bytes that one statement carries."""
+    key_out: Callable[[str], Any] = str
+    """A key as the server is given it."""
+    key_in: Callable[[Any], str] = str
+    """A key as the server gives it."""
     holds_all = False
     """Whether a deadlock costs so much that a transaction makes the rows that are missing before all else, in order."""
 
@@ -71,16 +75,8 @@ class Server(ABC):
         self.qualified, self.versions = f'{place}"{table}"', f'{place}"{VERSIONS}"'
         self.sql = Statements(self.qualified, self.among, self.digest, self.time)
 
-    def key_out(self, key: str) -> Any:
-        """A key as the server is given it."""
-        return key
-
-    def key_in(self, found: Any) -> str:
-        """A key as the server gives it."""
-        return str(found)
-
     def keys_out(self, keys: Iterable[str]) -> Sequence[Any]:
-        return [self.key_out(key) for key in keys]
+        return [*map(self.key_out, keys)]
 
     @abstractmethod
     def connect_arguments(self, client: str, query: dict[str, str]) -> dict[str, Any]:
