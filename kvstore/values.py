@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
@@ -56,9 +57,12 @@ def encode(value: object) -> bytes:
         said = f"{value!r} is no value" if isinstance(value, _Sentinel) else error.__cause__ or error
         raise InvalidValueError(f"the value is not JSON: {said}") from error
     # orjson writes NaN and infinities as null, so only what holds a null has to be looked through. Of all ways to find one
-    # this is the fastest: it takes 0.06 µs less than a regular expression, and that as much less than `in`.
+    # this is the fastest: it takes 0.06 µs less than a regular expression, and that as much less than `in`. But to look
+    # through what is made of a few large texts takes less.
+    if len(data) > _LARGE and _refuse_unsaid(value, "$", len(data) // _BYTES_A_VALUE):
+        return data
     if data.rpartition(b"null")[1] and type(value) is not str:
-        _refuse_unsaid(value, "$")
+        _refuse_unsaid(value, "$", len(data))
     return data
 
 
@@ -134,7 +138,7 @@ def _json_form(value: object) -> object:
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, msgspec.Struct):
         form = msgspec.to_builtins(value, builtin_types=(datetime, bytes))  # bytes as a key are refused by orjson then
-        _refuse_unsaid(value, kind.__name__)
+        _refuse_unsaid(value, kind.__name__, sys.maxsize)
         return form
     raise TypeError(f"no JSON form for {kind.__name__}")
 
@@ -145,13 +149,22 @@ def _time_form(value: datetime) -> str:
     return (value.astimezone(UTC) if offset is not None and offset % timedelta(minutes=1) else value).isoformat()
 
 
+_LARGE = 16_384
+_BYTES_A_VALUE = 128
+"""That it takes as long to search as to look at a value."""
 _ALWAYS_SAID = {str, int, bool, type(None)}
 
 
-def _refuse_unsaid(value: object, root: str) -> None:
-    """Refuses what an encoder would write as something else: NaN and infinities, in a `msgspec.Struct` bytes and sets too."""
+def _refuse_unsaid(value: object, root: str, most: int) -> bool:
+    """Refuses what an encoder would write as something else: NaN and infinities, in a `msgspec.Struct` bytes and sets too.
+
+    False: it holds more than `most` values, and was not looked through.
+    """
     level = [value]
     while level:  # level by level and type by type, for one by one it takes ten times as long
+        most -= len(level)
+        if most < 0:
+            return False
         inner: list[object] = []
         for kind in set(map(type, level)) - _ALWAYS_SAID:
             some: list[Any] = [one for one in level if type(one) is kind]
@@ -168,6 +181,7 @@ def _refuse_unsaid(value: object, root: str) -> None:
             if unsaid:
                 raise InvalidValueError(f"the value is not JSON: {next(_unsaid(value, root))}")
         level = inner
+    return True
 
 
 def _is_unsaid(value: object) -> bool:

@@ -759,3 +759,33 @@ async def test_R3_R4_what_lies_under_the_reserved_segment_at_the_root_is_neither
     async with create_storage().mount("c", "sqlite", path=path / "app.db") as storage:
         assert await storage.get_keys() == ["c:$meta", "c:$meta:a", "c:$meta:b:c"]
         assert await storage.clear("c") == 3
+
+
+@in_directory
+async def test_R4_a_row_that_is_no_key_is_neither_listed_counted_nor_cleared(path: Path) -> None:
+    async with opened(path) as storage:
+        await storage.set_items({"a": 1, "b": 2})
+        with closing(sqlite3.connect(path / "app.db", isolation_level=None)) as other:
+            other.execute("INSERT INTO kvstore (key, value, mtime) VALUES (x'61', x'31', 0)")
+            assert await storage.get_keys() == ["a", "b"]
+            assert await storage.count() == await storage.clear() == 2
+            assert other.execute("SELECT key FROM kvstore").fetchall() == [(b"a",)]
+
+
+@in_directory
+async def test_T2_what_has_expired_is_neither_listed_nor_counted_before_it_is_swept(path: Path) -> None:
+    path.mkdir()
+    driver = SqliteDriver(path=path / "app.db")
+    driver.clock = clock = FakeClock()
+    keys = [f"{number:03}" for number in range(400)]
+    async with create_storage(driver) as storage:
+        for some, ttl in ((keys[::3], 1), (keys[1::3], 2), (keys[2::3], None)):
+            await storage.set_items(dict.fromkeys(some, 1), ttl)
+        for left in (keys, sorted(keys[1::3] + keys[2::3]), keys[2::3]):
+            with mock.patch.object(driver, "sweep", return_value=None):
+                assert await storage.get_keys() == left
+                assert await storage.get_keys(limit=5, reverse=True) == left[:-6:-1]
+                assert await storage.get_keys(after=left[7], limit=3) == left[8:11]
+                assert await storage.count() == len(left)
+            clock.advance(1)
+        assert await storage.clear() == len(keys[2::3])

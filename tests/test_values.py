@@ -285,6 +285,18 @@ def test_members_whose_names_are_no_text_are_refused_inside_a_struct_too(names: 
 
 
 @pytest.mark.parametrize(
+    "large",
+    ["x" * 50_000, ["y" * 1_000] * 100, [""] * 20_000, {str(number): [None] for number in range(5_000)}],
+    ids=["a text", "some texts", "many texts", "many nulls"],
+)
+def test_V2_what_json_can_not_say_is_found_beside_large_values_and_null_stays(large: object) -> None:
+    assert decode(encode({"large": large, "null": None})) == {"large": large, "null": None}
+    for unsaid in (math.nan, [1.5, -math.inf], Point(math.inf, 1)):
+        with pytest.raises(InvalidValueError, match=r"(nan|inf) at \$\.after"):
+            encode({"large": large, "after": unsaid})
+
+
+@pytest.mark.parametrize(
     ("value", "where"),
     [
         (math.nan, r"nan at \$$"),

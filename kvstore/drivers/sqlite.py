@@ -258,37 +258,49 @@ class SqliteDriver(Driver):
 
     async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
         low, high, strictly = bounds(prefix, after, reverse=reverse)
-        order = f"ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
         among = self._sql.among.format(low=">" if strictly else ">=")
+        order = f"ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT ?"
         short = min(limit, _INLINE_SCAN)
 
-        def short_page(connection: sqlite3.Connection) -> list[str] | NotNow:
-            """Of so many rows, the expired ones included, for there may be any number of these."""
-            rows = connection.execute(
-                f"SELECT key, {self._sql.live} {among} {order}", (self.clock(), low, high, short)
-            ).fetchall()
-            keys = [key for key, lives in rows if lives]
-            return keys if len(rows) < short or len(keys) == limit else NOT_NOW
+        def page(connection: sqlite3.Connection, limit: int = limit) -> list[str]:
+            live, now = self._live(connection)
+            return [key for (key,) in connection.execute(f"SELECT key {among}{live} {order}", (low, high, *now, limit))]
 
-        def page(connection: sqlite3.Connection) -> list[str]:
-            sql = f"SELECT key {among} AND {self._sql.live} {order}"
-            return [key for (key,) in connection.execute(sql, (low, high, self.clock(), limit))]
+        def short_page(connection: sqlite3.Connection) -> list[str] | NotNow:
+            """Unless something has expired, for of that there may be any number of rows."""
+            keys = NOT_NOW if self._live(connection)[0] else page(connection, short)
+            return NOT_NOW if keys is not NOT_NOW and short == len(keys) < limit else keys
 
         # Most listings are short, whatever their limit is.
         found = self._look_now(short_page, short // 8 + 1)
         return await self._file.ask(page) if found is NOT_NOW else found
 
+    def _live(self, connection: sqlite3.Connection) -> tuple[str, tuple[int, ...]]:
+        """The condition for rows that have not expired, and its arguments: none where nothing has, as mostly.
+
+        Then the keys are read from their index, in half the time.
+        """
+        now = (self.clock(),)
+        return (f" AND {self._sql.live}", now) if connection.execute(self._sql.expired, now).fetchone() else ("", ())
+
     async def count(self, prefix: str) -> int:
         def counted(connection: sqlite3.Connection) -> int:
-            return int(connection.execute(self._sql.count, (prefix, prefix_end(prefix), self.clock())).fetchone()[0])
+            live, now = self._live(connection)
+            sql = f"SELECT count(*) {self._sql.among.format(low='>=')}{live}"
+            return int(connection.execute(sql, (prefix, prefix_end(prefix), *now)).fetchone()[0])
 
         return await self._file.ask(counted)
 
     async def clear(self, prefix: str) -> int:
+        ends = prefix, prefix_end(prefix)
+
         def cleared(writer: sqlite3.Connection) -> int:
             with transaction(writer):
-                (count,) = writer.execute(self._sql.count, (prefix, prefix_end(prefix), self.clock())).fetchone()
-                writer.execute(self._sql.clear, (prefix, prefix_end(prefix)))
+                rows, count = writer.execute(self._sql.counts, (self.clock(), *ends)).fetchone()
+                if (rows,) == writer.execute(self._sql.total).fetchone():  # whose pages are freed without a look at the rows
+                    writer.execute(self._sql.clear_all)
+                else:
+                    writer.execute(self._sql.clear, ends)
             return int(count)
 
         return await self._file.change(cleared)
