@@ -523,7 +523,7 @@ async def test_A3_a_listing_without_an_index_and_has_never_pass_a_write_whose_ca
             await asyncio.gather(*(storage.set_item(f"warm:{number}", 1) for number in range(4)))  # several connections
             for _ in range(3):
                 await storage.set_item("warm:0", 1)  # now in its caller's task
-            late = asyncio.create_task(storage.set_item("k", "x" * 300_000))
+            late = asyncio.create_task(storage.set_item("k", "x" * 60_000))
             await asyncio.sleep(0.003)
             late.cancel()
             if what == "has":
@@ -627,6 +627,25 @@ async def test_A1_A2_nothing_is_written_where_a_part_of_it_was_lost_on_the_serve
             3 if times == 1 else 0
         )
         assert await client.keys(f"{base(tmp_path)}::$meta:part:*") == []
+
+
+@in_loop
+async def test_R4_clearing_counts_what_was_there_and_not_what_another_program_had_removed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as storage, Redis.from_url(servers.url()) as client:
+        for gone in ([], [3, 700, 2_000]):
+            await storage.set_items({f"k:{number}": number for number in range(2_500)})
+            await storage.set_meta("k:5", {"a": 1})
+            if gone:
+                await client.delete(*(f"{base(tmp_path)}:k:{number}" for number in gone))
+            async with storage.watch() as events:
+                assert await storage.clear() == 2_500 - len(gone)
+                await storage.set_item("end", 1)
+                told = []
+                while (event := await anext(events)).key != "end":
+                    told.append(event)
+            assert len(told) == 2_500 - len(gone)
+            assert await storage.remove_item("end")
+            assert not [name for name in await client.keys(f"{base(tmp_path)}:*") if b":$meta:changes" not in name]
 
 
 @in_loop

@@ -158,7 +158,7 @@ class RedisDriver(Driver):
                 found = await self._script(scripts.WRITE, *arguments, about=order, writes=True)
                 break
             except BackendError as error:
-                if scripts.LOST not in str(error.__cause__) or tries == TRIES:
+                if scripts.LOST not in error.message or tries == TRIES:
                     raise
         if found is None:
             return None
@@ -206,9 +206,10 @@ class RedisDriver(Driver):
                 count += sum(await self.write([(key, None, None) for key in keys[start : start + PAGE]]) or ())
             return count
         low, high = f"[{prefix}", f"({prefix_end(prefix)}"
-        while names := await self._script(scripts.CLEAR, low, high, writes=True):
-            count += len(names)
-            low = "(" + names[-1].decode()
+        while found := await self._script(scripts.CLEAR, low, high, writes=True):
+            there, last = found
+            count += there
+            low = f"({last.decode()}"
         return count
 
     async def rebuild_index(self) -> int:

@@ -186,13 +186,6 @@ return found
 """`ARGV`: what stands before every key; the most bytes to give at once; the keys. For each its value, nothing, the size of a
 larger one, or -1 where it is no string."""
 
-APPEND = f"""
-if redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return redis.error_reply('{LOST}') end
-redis.call('APPEND', KEYS[1], ARGV[2])
-return redis.call('EXPIRE', KEYS[1], ARGV[3])
-"""
-"""`ARGV`: how long it has to be so far, the next piece, and for how many seconds to keep it."""
-
 IS = """
 local data = redis.call('GET', KEYS[1])
 return data and (redis.sha1hex(data) == ARGV[1] and 1 or 0)
@@ -293,15 +286,25 @@ CLEAR = (
     + _PURGE
     + """
 local keys = redis.call('ZRANGEBYLEX', index, ARGV[6], ARGV[7], 'LIMIT', 0, 1000)
-local changes = {}
-for _, key in ipairs(keys) do
-    if remove(key) == 1 then changes[#changes + 1] = 'r' .. key end
+if #keys == 0 then return false end
+local names, metas, changes, there = {}, {}, {}, 0
+for at, key in ipairs(keys) do names[at], metas[at] = prefix .. key, meta .. key end
+together(names, function(...) there = there + redis.call('EXISTS', ...) end)
+if there == #keys then  -- as mostly
+    for at, key in ipairs(keys) do changes[at] = 'r' .. key end
+    together(names, function(...) redis.call('DEL', ...) end)
+    together(metas, function(...) redis.call('DEL', ...) end)
+else
+    for _, key in ipairs(keys) do
+        if remove(key) == 1 then changes[#changes + 1] = 'r' .. key end
+    end
 end
 forget(keys)
 tell(changes)
-return keys
+return {#changes, keys[#keys]}
 """
 )
+"""Of the first thousand keys, how many there were, and the last. Nothing where there is none."""
 
 SWEEP = _HEAD + _TOGETHER + _PURGE + "return {now, redis.call('ZRANGE', expiring, 0, 0, 'WITHSCORES')[2]}"
 """The time, and when the next key expires."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _SMALL = 2**15
 """Bytes that a connection takes at once: asyncio holds a writer up from 64 KiB on."""
+_LARGE = 2**18
+"""Bytes that hiredis packs at once. A megabyte takes it a millisecond, and redis-py nothing: that leaves values as they are."""
 
 
 class Way(ABC):
@@ -82,7 +85,7 @@ class Wire(Way):
 
     async def ask(self, *command: Any) -> Any:
         connection = await self._connected()
-        packed = connection.pack_command(*command) if self._pack is None else [self._pack(command)]
+        packed = self._packed(connection, command)
         if len(packed) > 1 or len(packed[0]) > _SMALL:
             until = asyncio.get_running_loop().time() + self._timeout
             return await self._finished(self._exchanged(connection, packed, until))
@@ -104,6 +107,17 @@ class Wire(Way):
     async def settled(self) -> None:
         if self._left:
             await asyncio.wait(self._left)
+
+    def _packed(self, connection: AbstractConnection, command: tuple[Any, ...]) -> list[bytes]:
+        if self._pack is None:
+            return connection.pack_command(*command)
+        if sum(map(getsizeof, command)) < _LARGE:
+            return [self._pack(command)]
+        from redis import connection as of_redis
+
+        serializer: Any = of_redis.PythonRespSerializer
+        packed: list[bytes] = serializer(_SMALL, connection.encoder.encode).pack(*command)
+        return packed
 
     async def _finished(self, call: Coroutine[Any, Any, Any]) -> Any:
         task = asyncio.create_task(call)
