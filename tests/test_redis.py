@@ -512,6 +512,34 @@ async def test_A2_what_is_not_idempotent_is_never_sent_twice_by_a_client_that_wa
     proxy.close()
 
 
+@pytest.mark.parametrize("index", [True, False])
+@in_loop
+async def test_A3_a_write_that_was_given_up_never_takes_effect_after_a_later_one(tmp_path: Path, index: bool) -> None:
+    """As one that lay in the socket of a server that stood still."""
+
+    def late(data: bytes) -> float:
+        return 1.0 if b"late" in data else 0.3 if b"slow" in data else 0
+
+    proxy = await _through(int(servers.url().split(":")[2].partition("/")[0]), late, lambda _: False)
+    driver = RedisDriver(f"redis://127.0.0.1:{port_of(proxy)}", base=base(tmp_path), index=index, timeout=0.4)
+    async with create_storage(driver) as storage, Redis.from_url(servers.url()) as client:
+        await storage.set_items({"a": 1, "b": 1})
+        given_up = asyncio.create_task(storage.set_items({"a": "late", "b": "late"}))
+        await asyncio.sleep(0.2)
+        slow = asyncio.create_task(storage.set_item("c", "slow"))  # on its way when the server hears what is given up
+        with pytest.raises(BackendTimeout, match="whether anything was written is not known"):
+            await given_up
+        await storage.set_item("a", 2)
+        assert await storage.remove_item("b")
+        await slow
+        await asyncio.sleep(1)
+        assert await storage.get_items(["a", "b", "c"]) == {"a": 2, "b": None, "c": "slow"}
+        [fence] = await client.keys(f"{base(tmp_path)}::$meta:of::*")
+        assert 0 < await client.ttl(fence) <= 86_400
+        assert await storage.get_keys() == ["a", "c"]
+    proxy.close()
+
+
 @in_loop
 async def test_A3_a_listing_without_an_index_and_has_never_pass_a_write_whose_caller_was_cancelled(tmp_path: Path) -> None:
     proxy = await _through(

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from inspect import iscoroutinefunction
-from secrets import token_hex
 from typing import Any, Self
 
 from kvstore.clock import Clock
@@ -14,6 +13,7 @@ from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Writ
 from kvstore.drivers._options import check_client, check_seconds, own_query
 from kvstore.drivers._redis import scripts
 from kvstore.drivers._redis.address import OWN_QUERY, parsed
+from kvstore.drivers._redis.author import Author
 from kvstore.drivers._redis.changes import changes
 from kvstore.drivers._redis.errors import no_string
 from kvstore.drivers._redis.pieces import PIECE, TRIES, Pieces
@@ -79,14 +79,14 @@ class RedisDriver(Driver):
         self._keys = tuple(f"{own}{name}" for name in ("index", "expiring", "written"))
         # All databases of a server have the same channels.
         self._channel = f"{own}changes:{settings.get('db') or 0 if address is None else address.db}"
-        self._writer = token_hex(8)
-        self._arguments = (self._prefix, f"{own}of:", self._channel, self._writer, "1" if index else "0")
         # When a slot moves, a cluster's client breaks off whatever else is under way on it.
         at_once, self.lanes = (1, 1) if cluster else (_AT_ONCE, 2)
         self.cancellable = client is None and not cluster
         slot = self._keys[0] if cluster else None
         self._server = Server(address, client, at_once=at_once, slot=slot, connect_timeout=connect_timeout, timeout=timeout)
         self._pieces = Pieces(self._server, self._prefix, own)
+        self._own = f"{own}of:"
+        self._author = Author(self._server, self._own)
         self._time = self.clock = Clock()
         self.capabilities = Capabilities(
             atomic=True, conditional=True, ordered=index, metadata=index, watch=True, shared=True, own_clock=False
@@ -225,7 +225,7 @@ class RedisDriver(Driver):
         return total
 
     def watch(self, prefix: str) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        return changes(self._server, self._channel, self._writer, prefix)
+        return changes(self._server, self._channel, self._author.token, prefix)
 
     async def _scanned(self, prefix: str) -> list[str]:
         """The keys there are, whoever wrote them: of another program's texts those that are keys."""
@@ -234,7 +234,14 @@ class RedisDriver(Driver):
         return [text for text in texts if is_key(text, at_root=self.at_root)]
 
     async def _script(self, script: str, *arguments: Any, about: Sequence[str] = (), writes: bool = False) -> Any:
-        return await self._server.run(script, self._keys, *self._arguments, *arguments, about=about, writes=writes)
+        while True:
+            name = await self._author.sign() if writes else self._author.name
+            head = (self._prefix, self._own, self._channel, name, "1" if self._index else "0")
+            try:
+                return await self._server.run(script, self._keys, *head, *arguments, about=about, writes=writes)
+            except BackendError as error:
+                if scripts.FENCED not in error.message or name == self._author.name:
+                    raise
 
 
 def _since(began: float) -> int:

@@ -41,6 +41,6 @@ async def _events(server: Server, heard: Any, writer: str, prefix: str) -> Async
             raise server.as_kvstore_error(error) from error
         if message["type"] == "message":
             told_by, *told = message["data"].decode().split("\0")
-            for change in told if told_by != writer else ():
+            for change in told if told_by.partition(".")[0] != writer else ():
                 if change.startswith(prefix, 1):
                     yield Event("update" if change[0] == "u" else "remove", change[1:])

@@ -10,9 +10,17 @@ Keys that the server has expired are still in the index; what looks at the index
 LOST = "LOST a part of a value was lost on the server; nothing was written"
 """What was sent before is not there any more: evicted, or the server was started anew."""
 
+FENCED = "FENCED another write was given up before; nothing was written"
+
 _HEAD = """
 local index, expiring, written = KEYS[1], KEYS[2], KEYS[3]
 local prefix, meta, channel, writer, indexed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
+"""
+
+# A write that was given up may still be on its way here. Before any later one, who gave it up makes a fence and takes
+# another name.
+_FENCE = f"""
+if redis.call('EXISTS', meta .. ':' .. writer) == 1 then return redis.error_reply('{FENCED}') end
 """
 
 # What all keys of a call have in common is one command for them all: each takes as long as the SET of a key.
@@ -81,6 +89,7 @@ end
 
 WRITE = (
     _HEAD
+    + _FENCE
     + _TOGETHER
     + _EXPIRE
     + f"""
@@ -213,6 +222,7 @@ TIME = _NOW + "return {now}"
 
 TOUCH = (
     _HEAD
+    + _FENCE
     + _EXPIRE
     + """
 if redis.call('EXISTS', prefix .. ARGV[6]) == 0 then return 0 end
@@ -228,6 +238,7 @@ return 1
 
 SET_META = (
     _HEAD
+    + _FENCE
     + """
 local key = ARGV[6]
 if redis.call('EXISTS', prefix .. key) == 0 then return 0 end
@@ -282,6 +293,7 @@ return redis.call('ZLEXCOUNT', index, ARGV[6], ARGV[7])
 
 CLEAR = (
     _HEAD
+    + _FENCE
     + _TOGETHER
     + _PURGE
     + """
@@ -311,6 +323,7 @@ SWEEP = _HEAD + _TOGETHER + _PURGE + "return {now, redis.call('ZRANGE', expiring
 
 REINDEX = (
     _HEAD
+    + _FENCE
     + _TOGETHER
     + """
 local gone = {}

@@ -51,10 +51,12 @@ class Server:
             raise MissingDependencyError(f"the redis driver needs redis-py: {install('redis')}") from error
         self.client = client = self._given if own is None else own
         wire: Way
+        before = self._wire  # of another event loop, with what was under way there
         if self._slot is not None:
             wire = ByCluster(client, self._slot)
         else:
             wire = (Lent if own is None else Wire)(client.connection_pool, self.timeout)
+        wire.lost = before is not None
         self._wire = wire
         await self._open.begin(partial(_closed, wire, own))
         self._room = asyncio.Semaphore(self._at_once)
@@ -79,6 +81,14 @@ class Server:
             sentinel = sentinels(address.sentinels, sentinel_kwargs=asked, **settings)
             return sentinel.master_for(address.service, db=address.db)
         return (Redis if self._slot is None else RedisCluster).from_url(address.url, **settings)
+
+    def lost(self) -> bool:
+        """Whether since it was asked last a command was given up that may still be carried out."""
+        wire = self._wire
+        if wire is None or not wire.lost:
+            return False
+        wire.lost = False
+        return True
 
     async def settle(self) -> None:
         """Returns when what cancelled callers have left is over."""

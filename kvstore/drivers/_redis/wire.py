@@ -25,6 +25,9 @@ _LARGE = 2**18
 class Way(ABC):
     """A way to the server."""
 
+    lost = False
+    """Whether a command was given up that the server may still carry out."""
+
     @abstractmethod
     async def ask(self, *command: Any) -> Any:
         """The answer to `command`."""
@@ -42,9 +45,13 @@ class ByCluster(Way):
 
     async def ask(self, *command: Any) -> Any:
         client = self._client
-        await client.initialize()
-        # What is meant for one node goes on to another if the slot has moved, but is not repeated.
-        return await client.execute_command(*command, target_nodes=client.get_node_from_key(self._key))
+        try:
+            await client.initialize()
+            # What is meant for one node goes on to another if the slot has moved, but is not repeated.
+            return await client.execute_command(*command, target_nodes=client.get_node_from_key(self._key))
+        except BaseException as error:
+            self.lost = self.lost or not _is_answer(error)
+            raise
 
 
 class Lent(Way):
@@ -60,6 +67,9 @@ class Lent(Way):
             async with asyncio.timeout(self._timeout):
                 await connection.send_command(*command)
                 return await connection.read_response()
+        except BaseException as error:
+            self.lost = self.lost or not _is_answer(error)
+            raise
         finally:
             await self._pool.release(connection)
 
@@ -176,9 +186,15 @@ class Wire(Way):
 
     async def _failed(self, connection: AbstractConnection, error: BaseException) -> None:
         """Of a connection that failed, or was left amid an answer, the next command makes a new one."""
-        from redis.exceptions import ResponseError
-
-        lost = [] if isinstance(error, ResponseError) else [connection, *self._idle]  # after a failover all lead nowhere
+        lost = [] if _is_answer(error) else [connection, *self._idle]  # after a failover all lead nowhere
         self._idle.append(connection)
+        self.lost = self.lost or bool(lost)
         for one in lost:
             await one.disconnect(nowait=True)
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Whether the server refused a command, and goes on to listen."""
+    from redis.exceptions import ResponseError
+
+    return isinstance(error, ResponseError) and not str(error).startswith("Protocol error")
