@@ -17,6 +17,7 @@ from kvstore import ClosedError, ConfigError, Storage, create_storage
 from kvstore.drivers.memory import MemoryDriver
 from kvstore.expiry import LAST_EXPIRY
 from kvstore.testing import DriverSuite
+from kvstore.testing.pauses import leaves_the_loop_free
 
 
 class TestMemory(DriverSuite):
@@ -258,6 +259,15 @@ async def _takes_short_steps(work: Callable[[Storage], Coroutine[object, object,
         if steps[-1] < at_most:
             return
     raise AssertionError(steps)
+
+
+@in_loop
+async def test_L2_reading_many_large_values_at_once_lets_others_run() -> None:
+    async with create_storage() as storage:
+        values = {f"{number}": [[number]] * 40_000 for number in range(25)}
+        await storage.set_items(values)
+        assert await storage.get_items([*values, "none"]) == values | {"none": None}
+        await leaves_the_loop_free(lambda: storage.get_items([*values]))
 
 
 @in_loop

@@ -174,16 +174,39 @@ async def test_R3_what_is_written_while_the_index_is_rebuilt_is_listed(tmp_path:
         assert await storage.count("old") == 2900
 
 
+@pytest.mark.parametrize("index", [True, False])
 @in_loop
-async def test_another_type_under_a_key_is_corrupt_by_its_name_and_left(tmp_path: Path) -> None:
-    async with opened(tmp_path) as storage, Redis.from_url(servers.url()) as client:
+async def test_another_type_under_a_key_is_corrupt_by_its_name_and_left(tmp_path: Path, index: bool) -> None:
+    async with opened(tmp_path, index=index) as storage, Redis.from_url(servers.url()) as client:
         await client.rpush(f"{base(tmp_path)}:list", b"x")  # type: ignore[misc]
         await storage.set_item("good", 1)
-        for call in (storage.get_item("list"), storage.get_items(["good", "list"])):
-            with pytest.raises(CorruptValueError) as caught:
+        for call in (
+            *(
+                storage.get_item("list"),
+                storage.get_items(["good", "list"]),
+                storage.has_item("list"),
+                storage.add_item("list", 1),
+            ),
+            *(
+                storage.compare_and_set("list", 1, 2),
+                storage.touch("list", 5),
+                storage.remove_item("list"),
+                storage.get_meta("list"),
+            ),
+        ):
+            with pytest.raises(CorruptValueError, match="no string under this key") as caught:
                 await call
             assert (caught.value.key, caught.value.driver) == ("list", "redis")
+        for several in (storage.remove_items(["good", "list"]), storage.commit({"good": 2}, removes=["list"])):
+            with pytest.raises(CorruptValueError, match="one of these keys"):
+                await several
+        if index:
+            with pytest.raises(CorruptValueError, match="no string under this key"):
+                await storage.set_meta("list", {"a": 1})
+        assert await storage.get_keys() == ["good"]
+        assert await storage.clear() == 1
         assert await client.lrange(f"{base(tmp_path)}:list", 0, -1) == [b"x"]  # type: ignore[misc]
+        assert await client.ttl(f"{base(tmp_path)}:list") == -1
 
 
 @in_loop

@@ -756,6 +756,25 @@ async def test_R2_crowds_of_one_size_tell_what_was_there_and_what_had_expired(tm
             clock.advance(1.2 if lives else 0.6)
 
 
+@each_server
+@in_loop
+async def test_a_session_that_a_proxy_has_reset_is_replaced(kind: Kind, tmp_path: Path) -> None:
+    async with kind.opened(tmp_path, connections=1) as storage:
+        items = {f"{number}": number for number in range(8)}
+        calls = (lambda: storage.set_items(items), lambda: storage.get_item("1"), lambda: storage.set_item("1", 1))
+        for call in (*calls, *calls):
+            for other in (*calls, *calls):  # so that all statements are prepared
+                await other()
+            [connection] = storage.get_mount("1").driver._pool._idle  # type: ignore[attr-defined]
+            if kind.name == "mysql":
+                await connection._client._execute_command(0x1F, b"")  # COM_RESET_CONNECTION
+                await connection._client._read_ok_packet()
+            else:
+                await connection._client.execute("DEALLOCATE ALL")
+            await call()
+            assert await storage.get_items([*items]) == items
+
+
 # Options
 
 

@@ -18,6 +18,7 @@ from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable
 _DUPLICATE = 1062
 _NO_THREAD = 1094
 _CONFLICT = (1020, 1213, 3572)  # record changed since last read, deadlock
+_FORGOTTEN = (1064, 1243)  # how names are quoted, a prepared statement: as where a proxy has reset the session
 _TOO_LATE = (1205, 1317, 1969, 3024)  # lock wait timeout, interrupted, statement timeout
 _NO_LOGIN = (1040, 1044, 1045, 1049, 1129, 1130, 1142, 1203, 1226, 1251, 1290, 1698, 2059)
 _LOST = (1053, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031)
@@ -216,6 +217,8 @@ class _Mysql(Server):
         message = f"MySQL: {_told(error)}"
         if code in _CONFLICT:
             return Fault(BackendError, message, again=True)
+        if code in _FORGOTTEN:
+            return Fault(BackendError, message, again=True, usable=False)
         if code in _TOO_LATE:
             return Fault(BackendTimeout, f"{message}; nothing was written")
         if code in _NO_LOGIN:

@@ -17,6 +17,7 @@ _OLDEST = 110_000  # as the server numbers version 11, the first one with sha256
 _LIBPQ = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 _CONFLICT = ("40001", "40P01")
 _TOO_LATE = ("55P03", "57014")  # lock_not_available, query_canceled
+_FORGOTTEN = "26000"  # a prepared statement, as where a proxy has reset the session
 _SESSION = "concat(pid, ' ', extract(epoch FROM backend_start))"  # a pid alone may come again
 _UNREACHABLE = ("08", "28", "3D", "53300", "57P", "42501", "25006")
 
@@ -189,6 +190,8 @@ class _Postgresql(Server):
         message = f"PostgreSQL: {found}"
         if code in _CONFLICT:
             return Fault(BackendError, message, again=True)
+        if code == _FORGOTTEN:
+            return Fault(BackendError, message, again=True, usable=False)
         if code in _TOO_LATE:
             return Fault(BackendTimeout, f"{message}; nothing was written")
         if code.startswith(_UNREACHABLE):

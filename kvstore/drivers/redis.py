@@ -140,8 +140,13 @@ class RedisDriver(Driver):
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
         if len(keys) == 1:
-            return [bool(await self._server.command("EXISTS", self._prefix + keys[0]))]
-        return [bool(there) for there in await self._server.run(scripts.HAS, self._keys[:1], self._prefix, *keys, about=keys)]
+            types = [await self._server.command("TYPE", self._prefix + keys[0])]
+        else:
+            types = await self._server.run(scripts.TYPES, self._keys[:1], self._prefix, *keys, about=keys)
+        for key, kind in zip(keys, types, strict=True):
+            if kind not in (b"string", b"none"):
+                raise no_string(key)
+        return [kind == b"string" for kind in types]
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
         found = await self._script(scripts.STAT, *keys, about=keys)

@@ -20,7 +20,9 @@ def as_kvstore_error(
     """`error`, which came after `seconds` of a call that is `about` these keys, as one of kvstore's."""
     from redis import exceptions
 
-    done = "; whether anything was written is not known" if writes else ""
+    # What is told while connecting, or by a server that is starting, is told before anything was sent.
+    is_early = "connecting to" in str(error) or isinstance(error, exceptions.BusyLoadingError)
+    done = "" if not writes else "; nothing was written" if is_early else "; whether anything was written is not known"
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError):
         return BackendUnavailable(f"Redis refuses the login, or the user has no right to this: {error}")
     if isinstance(error, TimeoutError | exceptions.TimeoutError):
@@ -42,4 +44,5 @@ def as_kvstore_error(
 
 
 def no_string(key: str | None) -> CorruptValueError:
-    return CorruptValueError("another program keeps no string under this key", key=key)
+    which = "one of these keys" if key is None else "this key"
+    return CorruptValueError(f"another program keeps no string under {which}", key=key)

@@ -97,6 +97,7 @@ local at, parts = 9, {{}}
 if ARGV[8] ~= '' then parts[1] = ARGV[8] end
 for place = at + 3 * ARGV[6] + 2 * ARGV[7], #ARGV, 4 do
     if ARGV[place + 1] == 'm' then parts[#parts + 1] = ARGV[place + 2] end
+    if ARGV[place + 1] == 'r' then redis.call('STRLEN', prefix .. ARGV[place]) end  -- which fails where it is no string
 end
 local function drop()
     together(parts, function(...) redis.call('DEL', ...) end)
@@ -211,12 +212,12 @@ return pieces
 """
 """`ARGV`: how many bytes a piece has."""
 
-HAS = """
+TYPES = """
 local found = {}
-for at = 2, #ARGV do found[at - 1] = redis.call('EXISTS', ARGV[1] .. ARGV[at]) end
+for at = 2, #ARGV do found[at - 1] = redis.call('TYPE', ARGV[1] .. ARGV[at]).ok end
 return found
 """
-"""`ARGV`: what stands before every key; the keys."""
+"""`ARGV`: what stands before every key; the keys. For each its type, `none` where there is nothing."""
 
 TIME = _NOW + "return {now}"
 
@@ -226,6 +227,7 @@ TOUCH = (
     + _EXPIRE
     + """
 if redis.call('EXISTS', prefix .. ARGV[6]) == 0 then return 0 end
+redis.call('STRLEN', prefix .. ARGV[6])  -- which fails where it is no string
 if ARGV[7] == '' then
     redis.call('PERSIST', prefix .. ARGV[6])
 else
@@ -242,6 +244,7 @@ SET_META = (
     + """
 local key = ARGV[6]
 if redis.call('EXISTS', prefix .. key) == 0 then return 0 end
+redis.call('STRLEN', prefix .. key)
 if ARGV[7] == '' then
     redis.call('DEL', meta .. key)
 else
