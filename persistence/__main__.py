@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 from kvstore.errors import ConfigError, CorruptValueError, KVStoreError
-from kvstore.resolve import split_spec
+from kvstore.resolve import resolve_driver, split_spec
 from kvstore.transfer import copy
 from persistence.agentx import ORIGINAL, export_order, import_agentx, plain, repositories, sqlite_tables
 from persistence.persistence import Persistence, create_persistence, local_persistence
@@ -142,10 +142,16 @@ def _check(options: argparse.Namespace) -> None:
 
 def _file(store: str) -> tuple[Path | None, str]:
     """The SQLite file that a store is, or None, and the table in it."""
-    url = urlsplit(store)
-    if not split_spec(store)[1]:
+    name, is_url = split_spec(store)
+    if not is_url:
+        if not store:
+            raise ConfigError("no store is named: it is a SQLite file or a driver's URL")
         return Path(store).expanduser(), SQLITE_TABLE
-    if url.scheme != "sqlite" or url.path == "/:memory:":
+    if name != "sqlite":
+        return None, SQLITE_TABLE
+    resolve_driver(store, {})  # raises for what is no URL of a file
+    url = urlsplit(store)
+    if url.path == "/:memory:":
         return None, SQLITE_TABLE
     return Path(unquote(url.path[1:])).expanduser(), parse_qs(url.query).get("table", [SQLITE_TABLE])[0]
 

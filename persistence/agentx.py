@@ -12,7 +12,8 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,9 @@ _KINDS: dict[str, Shape[Any]] = {"containers": Shape(Container), "images": Shape
 _ITS_OWN_FAULT = (InvalidKeyError, InvalidValueError, CorruptValueError, ConflictError)
 ORIGINAL = frozenset((b"kv_storage", b"unstorage"))
 """The tables of the original."""
-_OURS = re.compile(r"(?:(.*?):)?(?:containers|images|sessions|messages|idx):")
+_READ = (*_KINDS, "messages")
+# Its first group is the base: None, if there can be none, else the shortest that there can be.
+_OURS = re.compile(rf"(?:(.*?):)??(?:{'|'.join(_READ)}|idx):")
 
 
 class Problem(NamedTuple):
@@ -103,9 +106,12 @@ async def import_agentx(
         strict: Raise `CorruptValueError` for the first thing that can't be read, before anything is written, rather than
             report it and import the rest.
 
-    Messages that are here in part are completed; a log that went on otherwise is reported and left. Where the source or the
-    target fails as a whole, it raises (`BackendError`, `ReadOnlyError`, …), and can be run again.
+    Messages that are here in part are completed, and a log that only went on since is there already; one that went on
+    otherwise is reported and left. Where the source or the target fails as a whole, or a file or folder of a directory can't be
+    opened, it raises (`BackendError`, `ReadOnlyError`, …), and can be run again.
     """
+    if not isinstance(target, Persistence):
+        raise ConfigError(f"a store is imported into a Persistence, not {type(target).__name__}", operation="import_agentx")
     store = await read_agentx(source, base=base)
     if strict and store.problems:
         raise CorruptValueError(store.problems[0].reason, operation="import_agentx", key=store.problems[0].key)
@@ -148,7 +154,7 @@ async def _import_record(
 async def _import_messages(target: Persistence, session_id: str, messages: list[dict[str, Any]], report: ImportReport) -> None:
     imported, begun = 0, False
     while True:
-        there = await target.sessions.get_messages(session_id)
+        there = await target.sessions.get_messages(session_id, limit=len(messages))
         if there != messages[: len(there)]:
             report.problems.append(Problem(f"messages:{session_id}", "there are other messages; they were left as they are"))
             break
@@ -176,21 +182,21 @@ async def read_agentx(source: Source, *, base: str | None = None) -> AgentXStore
     Raises `ConfigError` for a source that is none, and `BackendError` for one that can't be read at all.
     """
     if isinstance(source, Storage):
-        texts = {key: _text(await source.get_item_raw(key)) async for key in source.iter_keys()}
-    elif isinstance(source, Mapping) and all(isinstance(key, str) for key in source):
-        texts = dict(source)
-    elif isinstance(source, str | os.PathLike):
-        texts = await asyncio.to_thread(_read_path, Path(source))
+        keys = _below([key async for key in source.iter_keys()], base)
+        return _sorted_out(
+            {name: _text(await source.get_item_raw(key)) if _is_read(name) else None for name, key in keys.items()}
+        )
+    if isinstance(source, Mapping):
+        for key in source:
+            if not isinstance(key, str):
+                raise ConfigError(f"a source is a mapping of keys to texts, but the key {key!r} is {type(key).__name__}")
+        texts: Mapping[str, str | None] = source
+    elif isinstance(source, str | os.PathLike) and os.fspath(source):
+        texts = await asyncio.to_thread(_read_path, Path(source), base)
     else:
-        raise ConfigError(f"a source is a path, a mapping of keys to texts or a Storage, not {type(source).__name__}")
-    if base is None:
-        base = _find_base(texts)
-    prefix = f"{base}:" if base else ""
-    below = {key[len(prefix) :]: text for key, text in texts.items() if key.startswith(prefix)}
-    if texts and not below:
-        there = ", ".join(sorted(name or "no base" for name in _bases(texts)))
-        raise ConfigError(f"no key stands below the base {base!r}; of AgentX's keys there are those below: {there or 'none'}")
-    return _sorted_out(below)
+        given = "an empty text" if source == "" else type(source).__name__
+        raise ConfigError(f"a source is a path, a mapping of keys to texts or a Storage, not {given}")
+    return _sorted_out({name: texts[key] for name, key in _below(texts, base).items()})
 
 
 def export_order(records: Iterable[dict[str, Any]], shape: Shape[Any]) -> list[dict[str, Any]]:
@@ -281,12 +287,26 @@ def _text(data: bytes | None) -> str | None:
         return None
 
 
-def _bases(texts: Mapping[str, str | None]) -> set[str]:
-    return {match[1] or "" for match in map(_OURS.match, texts) if match is not None}
+def _below(keys: Collection[str], base: str | None) -> dict[str, str]:
+    """The keys below the base, which is found out if it is None, by what they are called there."""
+    prefix = f"{base}:" if (base := _find_base(keys) if base is None else base) else ""
+    below = {key[len(prefix) :]: key for key in keys if key.startswith(prefix)}
+    if keys and not below:
+        there = ", ".join(sorted(name or "no base" for name in _bases(keys)))
+        raise ConfigError(f"no key stands below the base {base!r}; of AgentX's keys there are those below: {there or 'none'}")
+    return below
 
 
-def _find_base(texts: Mapping[str, str | None]) -> str:
-    bases = _bases(texts)
+def _is_read(name: str) -> bool:
+    return name.partition(":")[0] in _READ
+
+
+def _bases(keys: Iterable[str]) -> set[str]:
+    return {match[1] or "" for match in map(_OURS.match, keys) if match is not None}
+
+
+def _find_base(keys: Iterable[str]) -> str:
+    bases = _bases(keys)
     if "" in bases or not bases:
         return ""
     if len(bases) > 1:
@@ -294,18 +314,18 @@ def _find_base(texts: Mapping[str, str | None]) -> str:
     return bases.pop()
 
 
-def _read_path(path: Path) -> dict[str, str | None]:
+def _read_path(path: Path, base: str | None) -> dict[str, str | None]:
     path = path.expanduser()
     try:
         if path.is_dir():
-            return _read_directory(path)
+            return _read_directory(path, base)
         with path.open("rb") as file:
             if file.read(16) == b"SQLite format 3\0":
                 return _read_sqlite(path)
         if path.suffix == ".jsonl":
             return _read_lines(path)
     except OSError as error:
-        raise BackendError(f"{path} can't be read: {error.strerror}", operation="import_agentx") from error
+        raise BackendError(f"{error.filename or path} can't be read: {error.strerror}", operation="import_agentx") from error
     raise ConfigError(f"{path} is no SQLite file, no directory and no .jsonl dump")
 
 
@@ -319,12 +339,32 @@ def _read_lines(path: Path) -> dict[str, str | None]:
         raise ConfigError(f'{path} is no dump of lines like {{"key": …, "value": …}}: {error}') from error
 
 
-def _read_directory(path: Path) -> dict[str, str | None]:
-    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    texts = {":".join(file.relative_to(path).parts): _text(file.read_bytes()) for file in files if file.is_file()}
-    if not any(map(_OURS.match, texts)):
+def _read_directory(path: Path, base: str | None) -> dict[str, str | None]:
+    """Names first: what is no store, or another program's, may be large."""
+    files = {":".join(file.relative_to(path.absolute()).parts): file for file in _files(path.absolute())}
+    if not any(map(_OURS.match, files)):
         raise ConfigError(f"{path} has no key of the original, such as the file images/ID")
-    return texts
+    return {key: _read_file(files[key]) if _is_read(name) else None for name, key in _below(files, base).items()}
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """All below a folder, through links too. Raises `OSError` for a folder that can't be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
+        yield from (Path(folder, name) for name in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to a folder that it lies in, so that following it would never end."""
+    return folder.is_symlink() and folder.resolve() in map(Path.resolve, folder.parents)
+
+
+def _read_file(file: Path) -> str | None:
+    return _text(file.read_bytes()) if stat.S_ISREG(file.stat().st_mode) else None  # a pipe would be waited for
 
 
 def _rows(rows: Iterable[tuple[bytes | None, bytes | None]]) -> Iterator[tuple[str, str | None]]:

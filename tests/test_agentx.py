@@ -230,6 +230,87 @@ async def test_P6_the_base_is_found_named_or_asked_for() -> None:
     assert (await read_agentx(two, base="two")).containers == [container("c1")]
 
 
+@in_loop
+async def test_P6_a_key_may_hold_the_name_of_a_kind_and_the_base_is_found_all_the_same() -> None:
+    keys = {
+        "sessions:containers:x": json.dumps(session("containers:x")),
+        "messages:containers:x": json.dumps([message("m1")]),
+        "messages:messages:1": json.dumps([message("m2")]),
+    }
+    for prefix in ("", "agentx:"):
+        store = await read_agentx({prefix + key: text for key, text in keys.items()})
+        assert store.messages == {"containers:x": [message("m1")], "messages:1": [message("m2")]}
+    with pytest.raises(ConfigError, match=r"there are those below: no base$"):
+        await read_agentx({"idx:images:name:a:i1": "i1"}, base="nope")
+
+
+# A directory
+
+
+@in_loop
+async def test_P6_links_to_folders_are_followed_and_none_for_ever(tmp_path: Path) -> None:
+    """As where the messages lie on another disk."""
+    source = Path(await stored("directory", texts(), tmp_path))
+    (source / "messages").rename(tmp_path / "elsewhere")
+    (source / "messages").symlink_to("../elsewhere")
+    (source / "images" / "back").symlink_to(source)
+    (source / "idx" / "there").symlink_to(source / "sessions")
+    (source / "sessions" / "here").symlink_to(source / "idx")
+    store = await read_agentx(source)
+    assert as_json(store) == SMALL
+
+
+@in_loop
+async def test_P6_a_folder_or_a_file_that_cannot_be_opened_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(await stored("directory", texts(), tmp_path))
+    (source / "images" / "i3").symlink_to("nowhere")
+    with pytest.raises(BackendError, match="images/i3 can't be read: No such file"):
+        await read_agentx(source)
+    (source / "images" / "i3").unlink()
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if os.fspath(path).endswith("messages"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(BackendError, match="messages can't be read: Permission denied"):
+        await read_agentx(source)
+
+
+@in_loop
+async def test_P6_only_the_files_of_a_store_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(await stored("directory", texts(), tmp_path))
+    for name in ("videos/holiday", "idx/large"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("large")
+    os.mkfifo(source / "images" / "pipe")
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def noted(file: Path) -> bytes:
+        read.append(file.relative_to(source.parent).parts[1])
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    store = await read_agentx(source)
+    assert as_json(store) == SMALL
+    assert {*read} == {"containers", "images", "sessions", "messages"}
+    assert [problem.key for problem in store.problems] == ["images:pipe", "videos:holiday"]
+
+    read.clear()
+    (source.parent / "another" / "images").mkdir(parents=True)
+    (source.parent / "another" / "images" / "i1").write_text("{}")
+    with pytest.raises(ConfigError, match=r"several bases.* another, store"):
+        await read_agentx(source.parent)
+    with pytest.raises(ConfigError, match="no key of the original"):
+        await read_agentx(source / "videos")
+    assert read == []
+
+
 # What the original spells badly
 
 
@@ -381,12 +462,19 @@ async def test_P6_half_a_character_in_a_text_that_is_given_is_told_and_not_repla
         assert [problem.key for problem in report.problems] == ["messages:s1"]
 
 
-@pytest.mark.parametrize("source", [5, None, {5: "x"}, b"x", [("a", "b")]])
+@pytest.mark.parametrize("source", [5, None, {5: "x"}, {b"images:i1": "x"}, "", b"x", [("a", "b")]])
 @in_loop
 async def test_E1_what_is_no_source_is_a_config_error(source: Any) -> None:
     async with create_persistence("memory") as persistence:
         with pytest.raises(ConfigError, match="a source is"):
             await import_agentx(source, persistence)
+
+
+@pytest.mark.parametrize("target", [None, create_storage()])
+@in_loop
+async def test_E1_what_is_no_target_is_a_config_error(target: Any) -> None:
+    with pytest.raises(ConfigError, match="imported into a Persistence, not"):
+        await import_agentx(texts(), target)
 
 
 def test_P6_a_source_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
@@ -484,6 +572,19 @@ async def test_P6_a_log_that_was_begun_and_is_empty_is_imported_into() -> None:
         report = await import_agentx(texts(), persistence)
         assert (report.messages, report.problems) == (2, [])
         assert await persistence.sessions.get_messages("s1") == SMALL["messages"]["s1"]
+
+
+@in_loop
+async def test_P6_a_log_that_only_went_on_here_is_there_already() -> None:
+    async with create_persistence("memory") as persistence:
+        await import_agentx(texts(), persistence)
+        for session_id in ("s1", "s2"):
+            await persistence.sessions.add_message(session_id, message("later"))
+        report = await import_agentx(texts(), persistence)
+        assert (report.messages, report.already_there, report.problems) == (0, 8, [])
+        report = await import_agentx({"messages:s1": "torn"}, persistence)
+        assert [problem.reason[:11] for problem in report.problems] == ["what is sto"]
+        assert [m["id"] for m in await persistence.sessions.get_messages("s1")] == ["m1", "m2", "later"]
 
 
 @in_loop
