@@ -52,7 +52,7 @@ class Sessions(Repository[Session]):
         """Appends messages, such as a tool call and its result, together or not at all. Returns the position of the first.
 
         With `expected_count` only if the session has so many messages, else `ConflictError`. No messages: nothing is stored
-        and the count returned.
+        and the count returned. They are read together too, whichever is asked for: for many there is `write_messages`.
         """
         _check_counts("add_messages", expected_count=expected_count)
         session = id_segment(session_id)
