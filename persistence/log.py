@@ -135,8 +135,11 @@ class MessageLog:
 
     async def write(self, session: str, entries: Sequence[Entry]) -> None:
         """Stores a whole log; every reader sees all of it or nothing. Raises `ConflictError` where there is one."""
-        while entries:
-            staged = await self.stage(session, await self.new_head(session, "write_messages"), entries)
+        while True:
+            head = await self.new_head(session, "write_messages")
+            if not entries:
+                return
+            staged = await self.stage(session, head, entries)
             if staged is not None and await self._publish(session, staged, staged.published(staged.staged[-1])):
                 return
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore.errors import InvalidValueError
+from kvstore.keyspace import during
 from kvstore.storage import Storage
-from kvstore.values import MISSING, encode
+from kvstore.values import MISSING
 from persistence.records import Container, Image
 from persistence.repository import Page, Repository
 from persistence.sessions import Sessions
+from persistence.shape import encode_members
 
 
 class Images(Repository[Image]):
@@ -40,14 +42,15 @@ class Images(Repository[Image]):
         """
         if not isinstance(metadata, dict):
             raise InvalidValueError(f"metadata is a dict, not {type(metadata).__name__}", operation="update_metadata")
-        encode({member: value for member, value in metadata.items() if value is not MISSING})
+        with during("update_metadata", self.table.shape.key(image_id, "update_metadata")):
+            encode_members({member: value for member, value in metadata.items() if value is not MISSING})
 
         def merged(image: Image) -> Image:
             members = (image.metadata or {}) | metadata
             image.metadata = {member: value for member, value in members.items() if value is not MISSING}
             return image
 
-        return await self.update(image_id, merged)
+        return await self._update("update_metadata", image_id, merged)
 
     async def _delete_below(self, record_id: str) -> None:
         await self._sessions._delete_all(self._sessions.delete, image_id=record_id)

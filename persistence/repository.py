@@ -56,13 +56,13 @@ class Repository(Generic[R]):
 
     async def get(self, record_id: str) -> R | None:
         """The record, None where there is none."""
-        key = self.table.shape.key(record_id)
+        key = self.table.shape.key(record_id, "get")
         document = await self.table.get(key)
         return None if document is MISSING else self.table.record(key, document)
 
     async def exists(self, record_id: str) -> bool:
         """Whether there is a record."""
-        return await self.table.has(self.table.shape.key(record_id))
+        return await self.table.has(self.table.shape.key(record_id, "exists"))
 
     async def update(self, record_id: str, change: Callable[[R], R]) -> R:
         """Stores what `change`, a plain function, makes of the stored record, and `updated_at`. Returns it as stored.
@@ -70,23 +70,31 @@ class Repository(Generic[R]):
         No other writer comes in between: where one was faster, `change` runs again on what it wrote. It may change the
         record that it is given and return that. Raises `RecordNotFoundError` where there is none.
         """
-        key = self.table.shape.key(record_id)
+        return await self._update("update", record_id, change)
+
+    async def _update(self, operation: str, record_id: str, change: Callable[[R], R]) -> R:
+        shape, key = self.table.shape, self.table.shape.key(record_id, operation)
+        if not callable(change):
+            raise InvalidValueError(f"change is a function, not {type(change).__name__}", operation=operation, key=key)
 
         def changed(old: Any) -> dict[str, Any]:
             if old is MISSING:
-                raise self._not_found("update", record_id)
+                raise self._not_found(operation, record_id)
             record = change(self.table.record(key, old))
+            if not isinstance(record, shape.type):
+                text = f"change has to return the {shape.type.__name__}, not {type(record).__name__}"
+                raise InvalidValueError(text, operation=operation, key=key)
             now = now_ms()
-            document = self.table.shape.document(record, createdAt=created_at(old, now), updatedAt=now) | {"updatedAt": now}
-            if self.table.shape.key(getattr(record, self.table.shape.id_field)) != key:
-                raise InvalidValueError("a record keeps its id", operation="update", key=key)
+            document = shape.document(record, operation, createdAt=created_at(old, now), updatedAt=now) | {"updatedAt": now}
+            if shape.key(getattr(record, shape.id_field)) != key:
+                raise InvalidValueError("a record keeps its id", operation=operation, key=key)
             return document
 
         return await self._change(record_id, changed)
 
     async def delete(self, record_id: str, *, cascade: bool = False) -> bool:
         """Removes a record, with `cascade` what belongs to it too. False: there was none."""
-        key = self.table.shape.key(record_id)
+        key = self.table.shape.key(record_id, "delete")
         if cascade:
             await self._delete_below(record_id)
         found = await self._delete(key)

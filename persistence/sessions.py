@@ -45,7 +45,7 @@ class Sessions(Repository[Session]):
 
         Raises `InvalidValueError`, before anything is touched, for what is no such object.
         """
-        session = id_segment(session_id)
+        session = id_segment(session_id, "add_message")
         return await self._log.appender.append(session, encode_messages("add_message", session, (message,)))
 
     async def add_messages(self, session_id: str, messages: Sequence[Message], *, expected_count: int | None = None) -> int:
@@ -55,7 +55,7 @@ class Sessions(Repository[Session]):
         and the count returned. They are read together too, whichever is asked for: for many there is `write_messages`.
         """
         _check_counts("add_messages", expected_count=expected_count)
-        session = id_segment(session_id)
+        session = id_segment(session_id, "add_messages")
         return await self._log.appender.append(session, encode_messages("add_messages", session, messages), expected_count)
 
     async def get_messages(
@@ -69,18 +69,18 @@ class Sessions(Repository[Session]):
         _check_counts("get_messages", last=last, start=start, limit=limit)
         if last is not None and (start, limit) != (0, None):
             raise InvalidValueError("messages are asked for either by last, or by start and limit", operation="get_messages")
-        return await self._log.read(id_segment(session_id), start, last, limit)
+        return await self._log.read(id_segment(session_id, "get_messages"), start, last, limit)
 
     async def count_messages(self, session_id: str) -> int:
         """How many messages there are."""
-        tail, _ = await self._log.reader.end(id_segment(session_id))
+        tail, _ = await self._log.reader.end(id_segment(session_id, "count_messages"))
         return tail.messages
 
     async def clear_messages(self, session_id: str) -> int:
         """Removes all messages at one moment. Returns how many there were, about: one that another instance appends at that
         moment may be counted too, or not.
         """
-        return await self._log.clear(id_segment(session_id))
+        return await self._log.clear(id_segment(session_id, "clear_messages"))
 
     async def truncate_after(self, session_id: str, message_id: str) -> int:
         """Removes what follows a message (the last one with this id) at one moment. Returns how many went, about: one that
@@ -88,14 +88,14 @@ class Sessions(Repository[Session]):
 
         Raises `RecordNotFoundError` where there is no such message; nothing is changed then.
         """
-        return await self._log.truncate(id_segment(session_id), message_id)
+        return await self._log.truncate(id_segment(session_id, "truncate_after"), message_id)
 
     async def write_messages(self, session_id: str, messages: Sequence[Message]) -> None:
         """Stores a whole log, for imports: readers see all of it or nothing, however long it is.
 
         Raises `ConflictError` where there are messages already, and `InvalidValueError` before anything is touched.
         """
-        session = id_segment(session_id)
+        session = id_segment(session_id, "write_messages")
         data = encode_messages("write_messages", session, messages)
         await self._log.write(
             session, [Entry(at, [cast("dict[str, Any]", msgspec.Raw(message))]) for at, message in enumerate(data)]
@@ -135,7 +135,7 @@ class Sessions(Repository[Session]):
         Where it can't be one commit, the messages go first: what a crash leaves is a session without messages, and never
         messages without the session.
         """
-        session, key = id_segment(record_id), self.table.shape.key(record_id)
+        session, key = id_segment(record_id, "delete"), self.table.shape.key(record_id)
         storage, found = self.table.storage, False
         while True:
             head = await self._log.any_head(session)
@@ -161,7 +161,8 @@ class Sessions(Repository[Session]):
         It belongs to the source's image and container unless others are given. Raises `RecordNotFoundError` where there is
         no such session or message, and `ConflictError` where there is a session or a log `new_id` already.
         """
-        session, key = id_segment(new_id), self.table.shape.key(new_id)
+        session, key = id_segment(new_id, "fork"), self.table.shape.key(new_id)
+        source_session = id_segment(source_id, "fork")
         source = await self.get(source_id)
         if source is None:
             raise self._not_found("fork", source_id)
@@ -174,8 +175,8 @@ class Sessions(Repository[Session]):
             updated_at=AT_SAVE,
         )
         now = now_ms()
-        document = self.table.shape.document(record, createdAt=now, updatedAt=now)
-        entries = await self._log.through(id_segment(source_id), through)
+        document = self.table.shape.document(record, "fork", createdAt=now, updatedAt=now)
+        entries = await self._log.through(source_session, through)
         while True:
             if await self.exists(new_id):
                 raise ConflictError(f"there is a session {new_id!r} already", operation="fork", key=key)

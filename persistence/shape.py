@@ -37,8 +37,8 @@ class Shape(Generic[R]):
 
     def __init__(self, type: type[R]) -> None:
         kind = getattr(type, "__kind__", None)
-        if not isinstance(kind, Kind):
-            raise ConfigError(f"{type.__name__} has no __kind__; see Record")
+        if not isinstance(kind, Kind) or not hasattr(type, "__name__"):
+            raise ConfigError(f"{getattr(type, '__name__', type)} is no class with a __kind__; see Record")
         self.type = type
         self.name = kind.name
         self.id_field = kind.id
@@ -68,9 +68,9 @@ class Shape(Generic[R]):
 
     # Keys
 
-    def key(self, record_id: str) -> str:
+    def key(self, record_id: str, operation: str | None = None) -> str:
         """The key of a record. Raises `InvalidKeyError` for an id that is not text or too long."""
-        return f"{self.name}:{id_segment(record_id)}"
+        return f"{self.name}:{id_segment(record_id, operation)}"
 
     def id(self, key: str) -> str:
         """The id of the record that a key is that of."""
@@ -111,24 +111,31 @@ class Shape(Generic[R]):
 
     # JSON
 
-    def document(self, record: R, **times: int) -> dict[str, Any]:
+    def document(self, record: R, operation: str = "save", **times: int) -> dict[str, Any]:
         """The JSON of a record, of its own, with those of `times` that are left out. Raises `InvalidValueError`."""
         if not isinstance(record, self.type):
-            raise InvalidValueError(f"{self.name} keep {self.type.__name__}, not {type(record).__name__}", operation="save")
+            raise InvalidValueError(f"{self.name} keep {self.type.__name__}, not {type(record).__name__}", operation=operation)
+        key = self.key(getattr(record, self.id_field), operation)
+        try:
+            return self._document(key, record, times)
+        except InvalidValueError as error:  # `during` would take 1.5 µs, twice a save
+            raise error.at(operation, key) from error.__cause__
+
+    def _document(self, key: str, record: R, times: Mapping[str, int]) -> dict[str, Any]:
         members = {member: getattr(record, field) for field, member in self._members.items()}
         if not isinstance(record.extra, dict) or not members.keys().isdisjoint(record.extra):
-            raise InvalidValueError("extra is a JSON object of members that have no field", operation="save")
+            raise InvalidValueError("extra is a JSON object of members that have no field")
         for time in _TIMES:
             if members[time] == AT_SAVE:
                 members[time] = times[time]
         known = {member: value for member, value in members.items() if value is not None or member not in self._left_out}
-        document: dict[str, Any] = decode(encode(known | record.extra))
+        document: dict[str, Any] = decode(encode_members(known | record.extra))
         try:
-            self.record(self.key(getattr(record, self.id_field)), document)
+            self.record(key, document)
         except CorruptValueError as error:
-            raise InvalidValueError(f"this is no {self.type.__name__}: {error.__cause__}", operation="save") from error
+            raise InvalidValueError(f"this is no {self.type.__name__}: {error.__cause__}") from error
         if not all(type(members[time]) is int and 0 <= members[time] <= MAX_TIME for time in _TIMES):
-            raise InvalidValueError("times are milliseconds since 1970, from 0 to 2**53", operation="save")
+            raise InvalidValueError("times are milliseconds since 1970, from 0 to 2**53")
         return document
 
     def record(self, key: str, document: Any) -> R:
@@ -195,12 +202,30 @@ def created_at(document: Any, default: int) -> int:
     return time if type(time) is int and 0 <= time <= MAX_TIME else default
 
 
-def id_segment(record_id: str) -> str:
+def encode_members(members: dict[str, Any]) -> bytes:
+    """As JSON. Raises `InvalidValueError`, which says which member is not."""
+    try:
+        return encode(members)
+    except InvalidValueError:
+        for member, value in members.items():
+            try:
+                encode({member: value})
+            except InvalidValueError as error:
+                raise InvalidValueError(f"member {member!r}: {error.message}") from error
+        raise
+
+
+def id_segment(record_id: str, operation: str | None = None) -> str:
     """An id as one segment of a key. Raises `InvalidKeyError` for what is not text or too long."""
-    segment = escape_segment(record_id)
+    try:
+        segment = escape_segment(record_id)
+    except InvalidKeyError as error:
+        text = error.message.replace("a segment", "an id")
+        raise InvalidKeyError(text, operation=operation, key=record_id) from error.__cause__
     size = len(segment.encode())
     if size > MAX_ID_BYTES:
-        raise InvalidKeyError(f"an id has at most {MAX_ID_BYTES} bytes once escaped, not {size:,}", key=record_id)
+        text = f"an id has at most {MAX_ID_BYTES} bytes once escaped, not {size:,}"
+        raise InvalidKeyError(text, operation=operation, key=record_id)
     return segment
 
 
@@ -209,7 +234,7 @@ def token(text: str) -> str:
     try:
         segment = escape_segment(text)
     except InvalidKeyError as error:
-        raise InvalidValueError(f"{text!r} is not JSON: it holds a lone surrogate") from error
+        raise InvalidValueError(f"{text!r} is not JSON: it holds a lone surrogate", operation="list") from error
     if len(segment.encode()) <= _MAX_TOKEN_BYTES:
         return segment
     return f"%~{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"  # `%~` is in no escaped segment

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from persistence_helpers import KINDS, Counting, Store, assert_clean, image, message, session
 from running import in_loop
 
 from kvstore import MISSING, CorruptValueError, InvalidKeyError, InvalidValueError, escape_segment
-from persistence import Container, Image, Kind, Persistence, Record, RecordNotFoundError, RepairReport
+from persistence import Container, Image, Kind, Persistence, Record, RecordNotFoundError, RepairReport, create_persistence
 from persistence.records import McpServer
 
 HOSTILE = [
@@ -111,6 +112,68 @@ async def test_P2_what_does_not_fit_is_refused_before_anything_is_touched(tmp_pa
         with pytest.raises(InvalidValueError):
             await persistence.images.save(bad)
         assert not driver.taken()
+
+
+@in_loop
+async def test_E1_what_is_refused_says_in_which_call_of_which_record_and_which_member() -> None:
+    async with create_persistence("memory") as persistence:
+        images: Any = persistence.images
+        await images.save(image("i1"))
+        await persistence.sessions.save(session("s1"))
+
+        def renamed(record: Image) -> Image:
+            record.name = 5  # type: ignore[assignment]
+            return record
+
+        for call, operation, key, text in (
+            (images.save(image("i2", custom_data={"a": b"x"})), "save", "images:i2", "^member 'customData': .*no JSON form"),
+            (images.save(image("i2", custom_data={1: 1})), "save", "images:i2", "^member 'customData': .*key must be str"),
+            (images.save(image("i2", name=5)), "save", "images:i2", r"\$\.name"),
+            (images.save(image("i2", extra={"new": 1, "newer": {2}})), "save", "images:i2", "^member 'newer': "),
+            (images.save(None), "save", None, "images keep Image, not NoneType"),
+            (images.update("i1", renamed), "update", "images:i1", r"\$\.name"),
+            (images.update("i1", lambda record: None), "update", "images:i1", "change has to return the Image, not NoneType"),
+            (images.update("i1", lambda record: image("i2")), "update", "images:i1", "keeps its id"),
+            (images.update("i1", {"name": "x"}), "update", "images:i1", "change is a function, not dict"),
+            (images.update_metadata("i1", {"a": 1, "b": b"x"}), "update_metadata", "images:i1", "^member 'b': "),
+            (persistence.sessions.fork("s1", "s2", image_id=5), "fork", "sessions:s2", r"\$\.imageId"),  # type: ignore[arg-type]
+            (images.list(name="\ud800"), "list", None, "lone surrogate"),
+        ):
+            with pytest.raises(InvalidValueError, match=text) as refused:
+                await call
+            assert (refused.value.operation, refused.value.key) == (operation, key)
+        with pytest.raises(RecordNotFoundError) as missing:
+            await images.update_metadata("i2", {})
+        assert (missing.value.operation, missing.value.key) == ("update_metadata", "images:i2")
+
+
+@pytest.mark.parametrize("bad", [None, "x" * 513, "\ud800"])
+@in_loop
+async def test_E1_a_bad_id_is_called_an_id_with_the_call_that_it_was_given_to(bad: Any) -> None:
+    async with create_persistence("memory") as persistence:
+        images, sessions = persistence.images, persistence.sessions
+        await sessions.save(session("s1"))
+        for operation, call in (
+            ("save", images.save(image(bad))),
+            ("get", images.get(bad)),
+            ("exists", images.exists(bad)),
+            ("update", images.update(bad, lambda record: record)),
+            ("update_metadata", images.update_metadata(bad, {})),
+            ("delete", images.delete(bad)),
+            ("delete", sessions.delete(bad)),
+            ("add_message", sessions.add_message(bad, message("m"))),
+            ("add_messages", sessions.add_messages(bad, [message("m")])),
+            ("get_messages", sessions.get_messages(bad)),
+            ("count_messages", sessions.count_messages(bad)),
+            ("clear_messages", sessions.clear_messages(bad)),
+            ("truncate_after", sessions.truncate_after(bad, "m")),
+            ("write_messages", sessions.write_messages(bad, [message("m")])),
+            ("fork", sessions.fork(bad, "s2")),
+            ("fork", sessions.fork("s1", bad)),
+        ):
+            with pytest.raises(InvalidKeyError, match=r"^an id ") as refused:
+                await call
+            assert (refused.value.operation, refused.value.key) == (operation, bad)
 
 
 @in_loop
