@@ -10,7 +10,7 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any, Literal
 
@@ -39,19 +39,18 @@ _SCHEMES = {
     **dict.fromkeys(("rediss", "unix", "valkey"), "redis"),
     **dict.fromkeys(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "sftp", "ssh"), "fsspec"),
 }
-_MOUNT_OPTIONS = ("ttl", "read_only")
 _WORD = r"[^\W\d]\w*"
 _NAME = re.compile(rf"{_WORD}(?:\.{_WORD})*(?::{_WORD})?")
 
 
-def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
-    """The driver that `spec` names, made with `options`. Nothing is connected.
+def resolve_driver(spec: DriverSpec, options: Mapping[str, Any], also: Collection[str] = ("ttl", "read_only")) -> Driver:
+    """The driver that `spec` names, made with `options`. Nothing is connected. `also` are what its mount takes, to be named.
 
     Raises `DriverNotFoundError`, `MissingDependencyError`, or `ConfigError` for options that the driver does not have.
     """
     if isinstance(spec, Driver):
         for option in options:
-            closest = _closest(option, [*_MOUNT_OPTIONS])
+            closest = _closest(option, [*also])
             raise ConfigError(f"a driver that is made already takes no option {option!r}{closest}", driver=spec.name)
         return spec
     if isinstance(spec, type) and issubclass(spec, Driver):
@@ -62,7 +61,7 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any]) -> Driver:
     cls = _named(name)
     if is_url and "url" in options:
         raise ConfigError("a URL is given twice, once as the option 'url'", driver=_short(cls))
-    options = _checked_options(cls, options, complete=not is_url)
+    options = _checked_options(cls, options, also, complete=not is_url)
     try:
         if not is_url:
             return cls(**options)
@@ -180,7 +179,7 @@ def _short(cls: type[Driver]) -> str:
     return cls.__module__.rpartition(".")[2]
 
 
-def _checked_options(cls: type[Driver], options: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
+def _checked_options(cls: type[Driver], options: Mapping[str, Any], also: Collection[str], *, complete: bool) -> dict[str, Any]:
     """Refuses unknown options with the closest known one, those of a wrong type, and where they are all, missing ones."""
     checked = {option: str(value) if isinstance(value, FromEnvironment) else value for option, value in options.items()}
     name = _short(cls)
@@ -189,8 +188,7 @@ def _checked_options(cls: type[Driver], options: Mapping[str, Any], *, complete:
         return checked
     for option in options:
         if option not in parameters:
-            known = [*parameters, *_MOUNT_OPTIONS]
-            raise ConfigError(f"there is no option {option!r}{_closest(option, known)}", driver=name)
+            raise ConfigError(f"there is no option {option!r}{_closest(option, [*parameters, *also])}", driver=name)
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing and complete:
         raise ConfigError(f"option {missing[0]!r} is missing", driver=name)

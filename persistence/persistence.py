@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from kvstore.driver import Driver
 from kvstore.errors import BackendError, ConfigError, UnsupportedOperation
+from kvstore.keyspace import during
+from kvstore.resolve import resolve_driver
 from kvstore.storage import Storage, create_storage
 from persistence.places import placed
 from persistence.repair import RepairReport, repair
@@ -95,9 +97,10 @@ def create_persistence(driver: str | Driver | Storage = "sqlite", /, **options: 
         return Persistence(driver)
     if "ttl" in options:
         raise ConfigError("records do not expire: a persistence has no option 'ttl'")
-    if isinstance(driver, str):
-        options = placed(driver, options)
-    return Persistence(create_storage(driver, **options))
+    read_only = options.pop("read_only", False)
+    with during("create_persistence"):
+        made = resolve_driver(driver, placed(driver, options) if isinstance(driver, str) else options, ("read_only",))
+    return Persistence(create_storage(made, read_only=read_only))
 
 
 def local_persistence(base: str | os.PathLike[str] = "~/.agentx", *, persistence: Persistence | None = None) -> Persistence:
@@ -107,6 +110,8 @@ def local_persistence(base: str | os.PathLike[str] = "~/.agentx", *, persistence
     """
     if persistence is not None:
         return persistence
+    if not isinstance(base, str | os.PathLike):
+        raise ConfigError(f"base is a path, not {type(base).__name__}", operation="local_persistence")
     data = Path(base).expanduser() / "data"
     try:
         for directory in (data.parent, data):

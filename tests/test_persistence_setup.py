@@ -148,6 +148,17 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
         create_persistence(create_storage(), path="x")
     with pytest.raises(ConfigError, match="do not expire"):
         create_persistence("memory", ttl=5)
+    with pytest.raises(ConfigError, match="there are path, synchronous, table, timeout, read_only ") as refused:
+        create_persistence("sqlite", zzz=5)
+    assert refused.value.operation == "create_persistence"
+    with pytest.raises(ConfigError, match="; there are read_only "):
+        create_persistence(MemoryDriver(), ttl_=5)
+    with pytest.raises(ConfigError, match="base is a path, not int"):
+        local_persistence(5)  # type: ignore[arg-type]
+    bad: Any
+    for bad in (None, dict, image("i1")):
+        with pytest.raises(ConfigError, match="is no class with a __kind__"):
+            create_persistence("memory").repository(bad)
 
 
 def test_a_driver_that_is_not_conditional_is_refused() -> None:
