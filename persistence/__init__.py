@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from persistence.records import Record as Record
     from persistence.records import Session as Session
     from persistence.repair import RepairReport as RepairReport
+    from persistence.repositories import Containers as Containers
+    from persistence.repositories import Images as Images
     from persistence.repository import Page as Page
+    from persistence.repository import Records as Records
+    from persistence.repository import Repository as Repository
+    from persistence.sessions import Sessions as Sessions
 
 _PLACES = {
     "agentx": ("import_agentx",),
@@ -46,7 +51,9 @@ _PLACES = {
     "persistence": ("Persistence", "create_persistence", "local_persistence"),
     "records": ("Container", "Image", "Kind", "McpServer", "Record", "Session"),
     "repair": ("RepairReport",),
-    "repository": ("Page",),
+    "repositories": ("Containers", "Images"),
+    "repository": ("Page", "Records", "Repository"),
+    "sessions": ("Sessions",),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
@@ -54,8 +61,10 @@ __all__ = [  # a literal, for type checkers
     "AssistantMessage",
     "ConflictError",
     "Container",
+    "Containers",
     "ErrorMessage",
     "Image",
+    "Images",
     "Kind",
     "KnownMessage",
     "McpServer",
@@ -64,8 +73,11 @@ __all__ = [  # a literal, for type checkers
     "Persistence",
     "Record",
     "RecordNotFoundError",
+    "Records",
     "RepairReport",
+    "Repository",
     "Session",
+    "Sessions",
     "ToolCallMessage",
     "ToolResultMessage",
     "UserMessage",
