@@ -1,14 +1,18 @@
-"""Pending: the record of a session that is being forked, on a driver where it can't change in one commit with the log.
+"""Pending: the record of a session that comes or goes with its log, on a driver where they can't change in one commit.
 
-It is stored as `[generation, record]` before that generation is published, and belongs to nobody until the head says that
-it was, in `forked`. So a fork with all its messages appears at one exchange of the head; whoever changes the head before
-that has stopped it; and a crash leaves a record that can be seen to be dead or alive. Generations never come back, so no
-other log brings a dead one to life.
+One that is being forked is stored as `[generation, record]` before that generation is published, and belongs to nobody until
+the head says that it was, in `forked`. So a fork with all its messages appears at one exchange of the head; whoever changes
+the head before that has stopped it; and a crash leaves a record that can be seen to be dead or alive. Generations never come
+back, so no other log brings a dead one to life.
+
+One that goes with a record above it, if it still belongs there, is stored as `[":" + generation, record]`, with the first
+generation of its log, and is there until that is gone. So it goes with all its messages at one exchange of the head. Who
+wants to write it before that changes the head, which stops the removal; a crash leaves it there, or gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from kvstore.errors import CorruptValueError
@@ -18,7 +22,9 @@ from persistence.head import Head, head_key
 from persistence.log import MessageLog
 from persistence.records import Session
 from persistence.shape import Shape
-from persistence.table import Also, Table, one_commit
+from persistence.table import Also, Table, as_read, one_commit, readable
+
+_GOES = ":"  # in no generation
 
 
 class Pending(NamedTuple):
@@ -26,6 +32,13 @@ class Pending(NamedTuple):
 
     generation: str
     document: dict[str, Any]
+
+    @property
+    def goes(self) -> bool:
+        return self.generation.startswith(_GOES)
+
+    def is_alive(self, head: Head) -> bool:
+        return self.generation[1:] in head.generations if self.goes else self.generation == head.forked
 
 
 def parse_pending(stored: Any) -> Pending | None:
@@ -49,7 +62,7 @@ class SessionTable(Table[Session]):
             pending = parse_pending(stored)
             if pending is None:
                 return stored
-            if (await self._head(key)).forked == pending.generation:
+            if pending.is_alive(await self._head(key)):
                 return pending.document
             if await super().get(key) == stored:  # else it was settled before the head was read
                 return MISSING
@@ -87,11 +100,29 @@ class SessionTable(Table[Session]):
             await self.drop(key, dict.fromkeys(entries, mark))
         return done
 
+    async def leave(self, key: str, old: dict[str, Any]) -> bool:
+        """Removes a record that is `old`, with its log, at one moment. False: others were faster, and nothing is removed."""
+        head = await self._head(key)
+        generation = next((name for name in (*(part.generation for part in head.closed), head.generation) if name), "")
+        if await self.storage.compare_and_set(key, as_read(old), [_GOES + generation, as_read(old)], NEVER):
+            done = await self._log.exchange(_session(key), head, Head()) or not generation
+            await self.settle(key)
+            return done
+        await self.settle(key)
+        return False
+
+    async def unsettled(self, keys: Collection[str]) -> list[str]:
+        return [key for key, data in (await readable(self.storage, keys)).items() if data and data.lstrip().startswith(b"[")]
+
     async def settle(self, key: str) -> bool:
         session, cas = _session(key), self.storage.compare_and_set
         while pending := parse_pending(stored := await super().get(key)):
             head = await self._head(key)
-            if head.forked == pending.generation:
+            if pending.goes and pending.is_alive(head):
+                stays = await self._log.exchange(session, head, head.but(stayed=head.stayed + 1))
+                if stays and await cas(key, as_read(stored), as_read(pending.document), NEVER):
+                    return True
+            elif head.forked == pending.generation:
                 if await cas(key, stored, pending.document, NEVER):
                     await self.mend(key, pending.document)  # a repair may have come before the head did
                     await self._forget(key, pending.generation)
@@ -100,7 +131,7 @@ class SessionTable(Table[Session]):
                 await self._log.exchange(session, head, head.unstaged(pending.generation))
             else:
                 marks = await self.marks(self.shape.entries(pending.document))
-                if await cas(key, stored, MISSING):
+                if await cas(key, as_read(stored), MISSING):
                     await self.drop(key, marks)
                     return True
         return False

@@ -50,7 +50,7 @@ async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sess
             marks = await table.marks(wanted)
             for key in {wanted[entry]: None for entry, mark in marks.items() if mark is MISSING}:
                 added += await table.mend(key, documents[key])
-            for key in [key for key, document in documents.items() if document is MISSING]:
+            for key in await table.unsettled(keys):
                 mended += await table.settle(key)
         async for entries in _pages(storage, f"{INDEX}:{table.shape.name}"):
             marks = await table.marks(entries)

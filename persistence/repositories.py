@@ -53,7 +53,7 @@ class Images(Repository[Image]):
         return await self._update("update_metadata", image_id, merged)
 
     async def _delete_below(self, record_id: str) -> None:
-        await self._sessions._delete_all(self._sessions.delete, image_id=record_id)
+        await self._sessions._delete_all(image_id=record_id)
 
 
 class Containers(Repository[Container]):
@@ -69,8 +69,6 @@ class Containers(Repository[Container]):
         return await self._page(limit, cursor)
 
     async def _delete_below(self, record_id: str) -> None:
-        async def delete_image(image_id: str) -> None:
-            await self._images.delete(image_id, cascade=True)
-
-        await self._images._delete_all(delete_image, container_id=record_id)
-        await self._sessions._delete_all(self._sessions.delete, container_id=record_id)
+        # Sessions first: a crash leaves an image without its sessions rather than the other way round.
+        await self._sessions._delete_all(container_id=record_id)
+        await self._images._delete_all(container_id=record_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -12,7 +12,7 @@ from kvstore.storage import Storage
 from kvstore.values import MISSING
 from persistence.errors import RecordNotFoundError
 from persistence.shape import R, Shape, created_at
-from persistence.table import Table
+from persistence.table import Table, has_members
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +97,22 @@ class Repository(Generic[R]):
         key = self.table.shape.key(record_id, "delete")
         if cascade:
             await self._delete_below(record_id)
-        found = await self._delete(key)
+        found = await self._delete(key, {})
         if cascade:  # what came in the meantime
             await self._delete_below(record_id)
         return found
 
-    async def _delete(self, key: str) -> bool:
+    async def _delete(self, key: str, members: Mapping[str, str]) -> bool:
+        """Removes a record if it has these members, whoever writes it meanwhile. False: there is none that has."""
         while True:
             try:
                 old = await self.table.get(key)
             except CorruptValueError:  # not even JSON; its entries are not known, so repair takes them
-                return await self.table.storage.remove_item(key)
-            if old is MISSING or await self.table.swap(key, old, MISSING):
-                return old is not MISSING
+                return not members and await self.table.storage.remove_item(key)
+            if old is MISSING or not has_members(old, members):
+                return False
+            if await self.table.swap(key, old, MISSING):
+                return True
 
     async def _delete_below(self, record_id: str) -> None:
         """Deletes what belongs to a record."""
@@ -140,15 +143,22 @@ class Repository(Generic[R]):
             raise InvalidValueError(f"limit is a whole number from 1 on, not {limit!r}", operation="list")
         return Page(*await self.table.page(self.table.shape.record, self.table.shape.filters(filters), limit, cursor))
 
-    async def _delete_all(self, delete: Callable[[str], Any], **filters: str) -> None:
-        """Deletes the records of a list, until there are none. What is not even JSON does not say that it belongs there."""
+    async def _delete_all(self, **filters: str) -> None:
+        """Deletes the records of a list, and what belongs to them, until there are none.
 
-        def its_id(key: str, document: object) -> str:
-            return self.table.shape.id(key)
+        What has been moved to another list stays. What is not even JSON does not say that it belongs there.
+        """
+        shape = self.table.shape
+        members = shape.filters(filters)
 
-        while ids := (await self.table.page(its_id, self.table.shape.filters(filters), 100, None))[0]:
-            for record_id in ids:
-                await delete(record_id)
+        def its_key(key: str, document: object) -> str:
+            return key
+
+        while keys := (await self.table.page(its_key, members, 100, None))[0]:
+            for key in keys:
+                # First the record, for until it is gone it may be moved, with all that is below it.
+                if await self._delete(key, members):
+                    await self._delete_below(shape.id(key))
 
 
 class Records(Repository[R]):

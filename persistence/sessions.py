@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from persistence.pending import SessionTable
 from persistence.records import AT_SAVE, Session
 from persistence.repository import Page, Repository
 from persistence.shape import id_segment
+from persistence.table import has_members, one_commit
 
 
 class Sessions(Repository[Session]):
@@ -135,14 +136,26 @@ class Sessions(Repository[Session]):
         Where it can't be one commit, the messages go first: what a crash leaves is a session without messages, and never
         messages without the session.
         """
-        session, key = id_segment(record_id, "delete"), self.table.shape.key(record_id)
-        storage, found = self.table.storage, False
+        return await self._delete(self.table.shape.key(record_id, "delete"), {})
+
+    async def _delete(self, key: str, members: Mapping[str, str]) -> bool:
+        session, found = key.partition(":")[2], False
         while True:
-            head = await self._log.any_head(session)
             try:
                 old = await self.table.get(key)
             except CorruptValueError:  # not even JSON
-                old, found = MISSING, await storage.remove_item(key)
+                if members:
+                    return False
+                old, found = MISSING, await self.table.storage.remove_item(key)
+            if not has_members(old, members):
+                return False
+            if members and not one_commit(self.table.storage, [key, head_key(session), *self.table.shape.entries(old)]):
+                with suppress(CorruptValueError):  # of a head, whose messages can't be read anyway
+                    if await self.table.leave(key, old):
+                        await self._log.sweep(session)
+                        return True
+                    continue
+            head = await self._log.any_head(session)
             found = found or old is not MISSING or head is not MISSING
             if await self.table.swap(key, old, MISSING, {head_key(session): (head, MISSING)}):
                 return await self._log.sweep(session) > 0 or found

@@ -84,6 +84,10 @@ class Table(Generic[R]):
         """Ends a change of this record that was begun and is seen by nobody, or by all. False: there is none."""
         return False
 
+    async def unsettled(self, keys: Collection[str]) -> list[str]:
+        """Those of these keys that hold a change of their record that was begun."""
+        return []
+
     async def swap(
         self, key: str, old: object, new: object, also: Also | None = None, entered: dict[str, object] | None = None
     ) -> bool:
@@ -96,7 +100,7 @@ class Table(Generic[R]):
         fresh, gone = after - before, before - after
         if one_commit(storage, [key, *fresh, *gone, *also]):
             changes = dict.fromkeys(fresh, None) | {key: new} | {other: then for other, (_, then) in also.items()}
-            expect = {key: _expected(old)} | {other: now for other, (now, _) in also.items()}
+            expect = {key: as_read(old)} | {other: now for other, (now, _) in also.items()}
             items = {changed: value for changed, value in changes.items() if value is not MISSING}
             return await storage.commit(items, [*gone, *(changes.keys() - items.keys())], expect, NEVER)
         for other, (now, then) in also.items():
@@ -104,7 +108,7 @@ class Table(Generic[R]):
                 return False
         marks = await self.marks(gone)
         entered |= dict.fromkeys(fresh, await self._enter(fresh))
-        if not await storage.compare_and_set(key, _expected(old), new, NEVER):
+        if not await storage.compare_and_set(key, as_read(old), new, NEVER):
             return False
         if fresh:  # a repair may have taken one away that the record did not call for yet
             await self.mend(key, new)
@@ -122,7 +126,7 @@ class Table(Generic[R]):
         if not lacking:
             return 0
         if one_commit(self.storage, [key, *lacking]):
-            done = await self.storage.commit(dict.fromkeys(lacking), expect={key: _expected(document)}, ttl=NEVER)
+            done = await self.storage.commit(dict.fromkeys(lacking), expect={key: as_read(document)}, ttl=NEVER)
             return len(lacking) if done else 0
         mark = await self._enter(lacking)
         await self.drop(key, dict.fromkeys(lacking, mark))  # those that it does not call for any more
@@ -135,7 +139,7 @@ class Table(Generic[R]):
         if not stale:
             return 0
         if one_commit(self.storage, [key, *stale]):
-            done = await self.storage.commit({}, stale, {key: _expected(document)}, NEVER)
+            done = await self.storage.commit({}, stale, {key: as_read(document)}, NEVER)
             return len(stale) if done else 0
         return await self._drop(key, {entry: marks[entry] for entry in stale})
 
@@ -187,9 +191,11 @@ class Table(Generic[R]):
             after, size = entries[-1], min(2 * size, _PAGE)
 
     def _belongs(self, base: str, entry: str, document: Any, filters: Mapping[str, str]) -> bool:
-        if entry != f"{base}:{self.shape.place(document)}":
-            return False
-        return all(document.get(member) == value for member, value in filters.items())
+        return entry == f"{base}:{self.shape.place(document)}" and has_members(document, filters)
+
+
+def has_members(document: Any, members: Mapping[str, str]) -> bool:
+    return not members or (isinstance(document, dict) and members.items() <= document.items())
 
 
 async def readable(storage: Storage, keys: Collection[str]) -> dict[str, bytes | None]:
@@ -215,7 +221,7 @@ def as_stored(data: bytes | None) -> object:
     return MISSING if data is None else orjson.Fragment(data)
 
 
-def _expected(document: object) -> object:
+def as_read(document: object) -> object:
     """A document that was read, for a condition. Integers of any size may stand in it, which orjson can't write."""
     try:
         return document if document is MISSING else orjson.Fragment(encode(document))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from persistence_helpers import KINDS, Store, Wrapped, assert_clean, ids, message, run, session
+from msgspec.structs import replace
+from persistence_helpers import KINDS, Store, Wrapped, assert_clean, ids, image, message, run, session
 from running import in_loop
 
-from kvstore import BackendError, BackendUnavailable, ClosedError, Expect, Write
-from persistence import ConflictError, Persistence
+from kvstore import BackendError, BackendUnavailable, ClosedError, Driver, Expect, Write
+from persistence import ConflictError, Container, Persistence, RecordNotFoundError
 
 
 @pytest.fixture(params=KINDS)
@@ -282,3 +286,84 @@ def test_P4_four_processes_with_many_messages_each_on_one_session(kind: str, tmp
         await assert_clean(Store(kind, tmp_path))
 
     run(main())
+
+
+def changed(**members: Any) -> Callable[[Any], Any]:
+    return lambda record: replace(record, **members)
+
+
+class Between(Wrapped):
+    """Something else happens before one of its calls."""
+
+    def __init__(self, inner: Driver) -> None:
+        super().__init__(inner)
+        self.capabilities = dataclasses.replace(inner.capabilities, inline=False)
+        self.left = -1
+        self.happen: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    async def _call(self) -> None:
+        self.left -= 1
+        if self.left == -1 and self.happen:
+            await self.happen()
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        await self._call()
+        return await super().read(keys)
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        await self._call()
+        return await super().write(writes, expect)
+
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        await self._call()
+        return await super().scan(prefix, after=after, limit=limit, reverse=reverse)
+
+
+@pytest.mark.parametrize("messages", [0, 2])
+@pytest.mark.parametrize("above", ["image", "container"])
+@in_loop
+async def test_P5_a_cascade_leaves_what_was_moved_away_between_any_two_of_its_steps(
+    store: Store, above: str, messages: int
+) -> None:
+    between = Between(store.driver())
+    async with store.open() as app, store.open(lambda _: between) as cascade:
+        for calls in itertools.count():
+            await app.containers.save(Container(container_id="c1"))
+            await app.images.save(image("i1"))
+            for name in ("s1", "s2"):
+                await app.sessions.save(session(name))
+                for number in range(messages):
+                    await app.sessions.add_message(name, message(f"m{number}"))
+            moved = []
+
+            async def move(moved: list[str] = moved) -> None:
+                with suppress(RecordNotFoundError):
+                    if above == "container":
+                        await app.images.update("i1", changed(container_id="c2"))
+                        moved.append("i1")
+                    for name in ("s1", "s2"):
+                        image_id = "i1" if above == "container" else "i2"
+                        await app.sessions.update(name, changed(image_id=image_id, container_id="c2"))
+                        moved.append(name)
+
+            between.left, between.happen = calls, move
+            if above == "container":
+                assert await cascade.containers.delete("c1", cascade=True)
+            else:
+                assert await cascade.images.delete("i1", cascade=True)
+            assert await app.images.exists("i1") == ("i1" in moved)
+            for name in ("s1", "s2"):
+                assert await app.sessions.exists(name) == (name in moved)
+                found = ids(await app.sessions.get_messages(name))
+                assert found == [f"m{number}" for number in range(messages)] * (name in moved)
+            there = await app.sessions.list(container_id="c2")
+            assert sorted(record.session_id for record in there) == [name for name in moved if name != "i1"]
+            report = await app.repair()
+            assert (report.mended_heads, report.removed_messages, report.orphaned) == (0, 0, ())
+            for name in ("s1", "s2"):
+                await app.sessions.delete(name)
+            await app.images.delete("i1")
+            if between.left >= 0:
+                assert moved == []
+                break
+    await assert_clean(store)

@@ -101,6 +101,28 @@ def test_P5_a_crash_while_a_container_is_deleted_with_all_that_is_its(stores: Ca
     assert run(crashes(stores, prepare, act, check)) >= 4
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_P4_a_session_that_a_cascade_left_when_it_crashed_is_as_it_was(stores: Callable[[], Store], written: bool) -> None:
+    async def prepare(persistence: Persistence) -> None:
+        await persistence.sessions.save(session("s1"))
+        await persistence.sessions.write_messages("s1", [message("m1"), message("m2")])
+
+    async def act(persistence: Persistence) -> None:
+        await persistence.images.delete("i1", cascade=True)
+
+    async def check(persistence: Persistence, done: bool) -> None:
+        there = await persistence.sessions.exists("s1")
+        assert there or await log(persistence) == []
+        if there:
+            if written:
+                await persistence.sessions.update("s1", lambda record: record)
+            assert await log(persistence) == ["m1", "m2"]
+            assert [found.session_id for found in await persistence.sessions.list(image_id="i1")] == ["s1"]
+        assert not done or not there
+
+    assert run(crashes(stores, prepare, act, check)) >= 1
+
+
 def test_P4_a_crash_while_messages_are_appended(stores: Callable[[], Store]) -> None:
     async def prepare(persistence: Persistence) -> None:
         pass
