@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from kvstore.clock import now_ms
 from kvstore.errors import (
     BackendError,
     ConfigError,
@@ -35,7 +36,7 @@ from persistence.messages import encode_message
 from persistence.persistence import Persistence
 from persistence.records import Container, Image, Session
 from persistence.repository import Repository
-from persistence.shape import Shape
+from persistence.shape import Shape, created_at
 
 Source = str | os.PathLike[str] | Mapping[str, str] | Storage
 """A SQLite file, a directory, a `.jsonl` file of `{"key", "value"}`, a mapping of keys to texts, or a Storage with the keys."""
@@ -132,21 +133,31 @@ def repositories(persistence: Persistence) -> dict[str, Repository[Any]]:
     return {"containers": persistence.containers, "images": persistence.images, "sessions": persistence.sessions}
 
 
+class _AlreadyThereError(Exception):
+    """A record is there as it is in the source."""
+
+
 async def _import_record(
     repository: Repository[Any], kind: str, document: dict[str, Any], report: ImportReport, overwrite: bool
 ) -> None:
     shape = repository.table.shape
     key = shape.key(document[shape.id_member])
+    now = now_ms()
     try:
         record = shape.record(key, document)
-        there = await repository.table.get(key)
-        if there == shape.document(record, createdAt=0, updatedAt=0):
-            report.already_there += 1
-        elif there is MISSING or overwrite:
-            await repository.save(record)
-            setattr(report, kind, getattr(report, kind) + 1)
-        else:
-            report.problems.append(Problem(key, "there is another record with this id; it was left as it is"))
+
+        def imported(there: Any) -> dict[str, Any]:
+            created = created_at(there, now)
+            if there == shape.document(record, createdAt=created, updatedAt=created_at(there, now, "updatedAt")):
+                raise _AlreadyThereError
+            if there is not MISSING and not overwrite:
+                raise ConflictError("there is another record with this id; it was left as it is")
+            return shape.document(record, createdAt=created, updatedAt=now)
+
+        await repository._change(document[shape.id_member], imported)
+        setattr(report, kind, getattr(report, kind) + 1)
+    except _AlreadyThereError:
+        report.already_there += 1
     except _ITS_OWN_FAULT as error:
         report.problems.append(Problem(key, error.message))
 

@@ -118,7 +118,7 @@ class Repository(Generic[R]):
         """Deletes what belongs to a record."""
 
     async def _change(self, record_id: str, make: Callable[[Any], dict[str, Any]], *, any: bool = False) -> R:
-        """Exchanges a record for what `make` makes of it; with `any` also what is not even JSON, and not told."""
+        """Exchanges a record for what `make` makes of it, or raises; with `any` also what is not even JSON, and not told."""
         key = self.table.shape.key(record_id)
         entered: dict[str, object] = {}
         async with self.table.lock(key):
@@ -130,7 +130,12 @@ class Repository(Generic[R]):
                         raise
                     await self.table.storage.remove_item(key)  # it can't be exchanged; its entries are left to repair
                     continue
-                new = make(old)
+                try:
+                    new = make(old)
+                except Exception:
+                    if entered:  # others were faster, and nothing calls for these any more
+                        await self.table.drop(key, entered)
+                    raise
                 if await self.table.swap(key, old, new, entered=entered):
                     return self.table.shape.record(key, new)
 

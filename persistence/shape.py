@@ -196,9 +196,9 @@ def _loses_members(type: inspect.Type) -> bool:
     return isinstance(type, inspect.TypedDictType | inspect.DataclassType)
 
 
-def created_at(document: Any, default: int) -> int:
-    """When a stored record was created; `default` for what is no record, or does not say."""
-    time = document.get("createdAt") if isinstance(document, dict) else None
+def created_at(document: Any, default: int, member: str = "createdAt") -> int:
+    """When a stored record was created, or at another of its times; `default` for what is no record, or does not say."""
+    time = document.get(member) if isinstance(document, dict) else None
     return time if type(time) is int and 0 <= time <= MAX_TIME else default
 
 

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import os
 import sqlite3
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from persistence_helpers import Crashing, Store
+from persistence_helpers import KINDS, Crashing, Store, Wrapped, assert_clean
 from running import in_loop
 
-from kvstore import BackendError, ClosedError, ConfigError, CorruptValueError, KVStoreError, ReadOnlyError, create_storage
+from kvstore import (
+    BackendError,
+    ClosedError,
+    ConfigError,
+    CorruptValueError,
+    Driver,
+    Expect,
+    KVStoreError,
+    ReadOnlyError,
+    Write,
+    create_storage,
+)
 from kvstore.drivers.memory import MemoryDriver
-from persistence import Persistence, Session, create_persistence, import_agentx
+from persistence import Container, Image, Persistence, Session, create_persistence, import_agentx
 from persistence.__main__ import exported
 from persistence.agentx import AgentXStore, read_agentx, rewritten
 
@@ -644,3 +656,83 @@ async def test_E1_a_target_that_is_away_closed_or_read_only_is_an_error_and_no_l
     for target, error in targets:
         with pytest.raises(error):
             await import_agentx(texts(), target)
+
+
+# Beside an app
+
+
+class Before(Wrapped):
+    """The app acts before a record or its entries are written."""
+
+    def __init__(self, inner: Driver, app: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        super().__init__(inner)
+        self.capabilities = dataclasses.replace(inner.capabilities, inline=False)
+        self.app: Callable[[], Coroutine[Any, Any, None]] | None = app
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        app, self.app = self.app, None
+        if app is not None:
+            await app()
+        return await super().write(writes, expect)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@in_loop
+async def test_P4_an_import_overwrites_nothing_that_an_app_saved_meanwhile_unless_asked(
+    kind: str, overwrite: bool, tmp_path: Path
+) -> None:
+    store = Store(kind, tmp_path)
+    async with store.open() as app:
+
+        async def save() -> None:
+            await app.containers.save(Container(container_id="c1", config={"its": "own"}))
+
+        async with store.open(lambda driver: Before(driver, save)) as persistence:
+            source = {"containers:c1": json.dumps(container("c1"))}
+            report = await import_agentx(source, persistence, overwrite=overwrite)
+        found = await app.containers.get("c1")
+        assert found is not None
+        assert report.containers == overwrite
+        assert (found.config == {"its": "own"}) == (not overwrite)
+        assert [problem.key for problem in report.problems] == ([] if overwrite else ["containers:c1"])
+        assert len((await app.containers.list()).items) == 1
+    await assert_clean(store)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@in_loop
+async def test_P6_imports_at_once_count_each_record_once_and_take_no_update_of_an_app_back(
+    kind: str, overwrite: bool, tmp_path: Path
+) -> None:
+    images = [image(f"i{number}") for number in range(8)]
+    del images[0]["createdAt"], images[1]["updatedAt"]
+    source = {f"images:{one['imageId']}": json.dumps(one) for one in images}
+    store = Store(kind, tmp_path)
+    async with store.open() as one, store.open() as two, store.open() as app:
+        if overwrite:
+            for number in range(8):
+                await app.images.save(Image(image_id=f"i{number}", container_id="mine", session_id="mine", name="mine"))
+            reports = await asyncio.gather(*(import_agentx(source, target, overwrite=True) for target in (one, two, one)))
+        else:
+
+            async def update(image_id: str) -> None:
+                while not await app.images.exists(image_id):
+                    await asyncio.sleep(0)
+                await app.images.update_metadata(image_id, {"theme": "dark"})
+
+            imports = [import_agentx(source, target) for target in (one, two, one)]
+            reports, _ = await asyncio.gather(
+                asyncio.gather(*imports), asyncio.gather(*(update(one["imageId"]) for one in images))
+            )
+        assert sum(report.images for report in reports) == 8
+        found = await app.images.list()
+        assert len(found.items) == 8
+        for kept in found:
+            assert kept.metadata == (None if overwrite else {"theme": "dark"})
+            assert kept.container_id == "c1"
+        if overwrite:
+            assert [report.problems for report in reports] == [[], [], []]
+            assert sum(report.already_there for report in reports) == 16
+    await assert_clean(store)
