@@ -34,7 +34,7 @@ class MessageLog:
         self._storage = storage
         self.reader = Reader(storage)
         self.appender = Appender(storage, self.reader)
-        self.salvage = Salvage(storage, self.reader)
+        self.salvage = Salvage(self.reader)
 
     # Reading
 

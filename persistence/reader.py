@@ -81,12 +81,12 @@ class Reader:
 
     async def end(self, session: str, want: int = 1) -> tuple[Tail, list[Entry]]:
         """Where the log ends now, and at least its last `want` entries. One read where nearly all is remembered."""
-        tail = self.remembered(session)
+        tail, find = self.remembered(session), self.length
         while True:
             head = await self.head(session) if tail is None else tail.head
             if head == Head():
                 return Tail(head, 0, 0), []
-            count = await self.count(session, head) if tail is None else tail.entries
+            count = await find(session, head) if tail is None else tail.entries
             start = max(0, count - want)
             entries: list[Entry] = []
             try:
@@ -95,7 +95,9 @@ class Reader:
                     await self._check(session, head)
             except (Moved, Hole) as error:
                 if tail is None and isinstance(error, Hole):
-                    raise
+                    if find == self.count:
+                        raise
+                    find = self.count
                 tail = None
                 continue
             if len(entries) < count + _AHEAD - start:
@@ -113,14 +115,20 @@ class Reader:
                 return []
             if tail is not None:
                 known = tail.entries
-            else:  # without ordered listing to count costs several reads, and a hole is found where a later entry is read
-                known = await self.count(session, head) if self._is_ordered(session) else 0
+            else:  # a part is found without the length, and mostly lies before the end
+                known = await self.length(session, head) if limit is None and self._is_ordered(session) else 0
             entries: list[Entry] = []
             try:
                 first = await self._place(session, head, start) if start else 0
                 stop = None if limit is None else first + limit
                 await self._read_on(session, head, first, entries, stop, min(known + _AHEAD, CHUNK) if known else _FIRST, known)
-                ended = stop is None or first + len(entries) < stop
+                there = first + len(entries)
+                ended = stop is None or there < stop
+                if (ended and not known) or (entries and entries[0].end <= start):  # that is the end, or a gap
+                    known = known or await self.count(session, head)
+                    if there < known:
+                        await self._read_on(session, head, there, entries, there + 1, 1, known)
+                        continue  # neither: others wrote in the meantime
                 if ended:
                     await self._check(session, head)
             except (Moved, Hole) as error:
@@ -212,16 +220,16 @@ class Reader:
                 return
             start, size = start + ask, min(2 * size, CHUNK)
 
-    async def count(self, session: str, head: Head) -> int:
-        """How many entries there are, found without what is remembered."""
-        settled, generation = head.settled, head.generation
-        if generation is None:
-            return settled
+    async def length(self, session: str, head: Head) -> int:
+        """How many entries there are, found without what is remembered, at one cost for any number.
+
+        Without ordered listing by looking at some, so that one that is gone may be taken for the end.
+        """
         if self._is_ordered(session):
-            keys = await self._storage.get_keys(generation_base(session, generation), limit=1, reverse=True)
-            last = entry_number(keys[0]) if keys else -1
-            if last is not None:
-                return settled + last + 1
+            return await self.count(session, head)
+        settled = head.settled
+        if head.generation is None:
+            return settled
 
         def missing(key: str, data: bytes | None) -> bool:
             return data is None
@@ -230,6 +238,27 @@ class Reader:
         there = [data is not None for _, data in await self.values(session, head, steps)]
         power = len(there) - there[::-1].index(True) if any(there) else 0
         return steps[0] if not power else await self._search(session, head, steps[power - 1] + 1, steps[power], missing)
+
+    async def count(self, session: str, head: Head) -> int:
+        """The same by listing, which finds what lies behind entries that are gone."""
+        if head.generation is None:
+            return head.settled
+        return head.settled + await self.last(session, head.generation) + 1
+
+    async def last(self, session: str, generation: str, before: str | None = None) -> int:
+        """The number of the last entry of a generation, before a key; -1: there is none. What is no entry is passed over."""
+        base = generation_base(session, generation)
+        while keys := await self._storage.get_keys(base, limit=1, after=before, reverse=True):
+            if (number := entry_number(keys[0])) is not None:
+                return number
+            before = keys[0]
+        return -1
+
+    async def holds(self, session: str) -> bool:
+        """Whether there are messages, or there were and some are gone."""
+        head = await self.head(session)
+        ((_, first),) = await self.values(session, head, [0])
+        return first is not None or await self.count(session, head) > 0
 
     async def _place(self, session: str, head: Head, position: int) -> int:
         """The number of the entry that holds a position, or of the one behind the last."""

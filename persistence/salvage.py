@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from kvstore.errors import CorruptValueError
-from kvstore.storage import Storage
-from persistence.head import MISPLACED, Entry, Head, Tail, damaged, entry_key, entry_number, generation_base, read_entry
+from persistence.head import MISPLACED, Entry, Head, Tail, damaged, entry_key, read_entry
 from persistence.reader import CHUNK, PROBES, Reader, cuts_of
 
 
@@ -25,8 +24,7 @@ class Place(NamedTuple):
 class Salvage:
     """Sessions are named by their segment of a key here."""
 
-    def __init__(self, storage: Storage, reader: Reader) -> None:
-        self._storage = storage
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
     async def end(self, session: str) -> Tail:
@@ -97,8 +95,6 @@ class Salvage:
             stop, size = start, min(2 * size, CHUNK)
             if start and not any(data is not None for data in found.values()):
                 generation, sequence, _ = next(head.places(start, start + 1))
-                base, after = generation_base(session, generation), entry_key(session, generation, sequence)
-                keys = await self._storage.get_keys(base, limit=1, after=after, reverse=True)
-                last = entry_number(keys[0]) if keys else -1
-                stop = start if last is None else start - sequence + last + 1
+                before = await self._reader.last(session, generation, entry_key(session, generation, sequence))
+                stop = start - sequence + before + 1
         yield Place(-1, "", b"", Entry(0, []))

@@ -107,7 +107,7 @@ class Sessions(Repository[Session]):
         found = []
         async for session in self._log.sessions():
             try:
-                there = (await self._log.reader.end(session))[0].messages > 0
+                there = await self._log.reader.holds(session)
             except CorruptValueError:
                 there = True
             if there:

@@ -149,8 +149,9 @@ class Store:
             return FsDriver(self.path / "store")
         if self.kind in ("memory", "steps"):
             return Wrapped(self._memory)
-        url, options = place_on_a_server(self.kind, self.path)
-        return resolve_driver(self.kind, {"url": url} | options)
+        kind, _, unindexed = self.kind.partition("-")
+        url, options = place_on_a_server(kind, self.path)
+        return resolve_driver(kind, {"url": url} | options | ({"index": False} if unindexed else {}))
 
     def open(self, wrap: Callable[[Driver], Driver] = lambda driver: driver) -> Persistence:
         return create_persistence(wrap(self.driver()))

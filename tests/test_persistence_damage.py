@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from persistence_helpers import Store, Wrapped, assert_clean, ids, image, message, run, session
+from persistence_helpers import KINDS, Store, Wrapped, assert_clean, ids, image, message, run, session
 from running import in_loop
 
 from kvstore import CorruptValueError, Driver, Expect, InvalidValueError, Write
@@ -184,11 +184,73 @@ async def test_what_lies_at_an_absurd_number_is_a_hole_that_costs_no_more_than_a
     stray = last.rpartition(":")[0] + ":f000000000000"[:13]
     await put(store, stray, entry(0xF00000000000, message("far")))
     async with store.open() as persistence, asyncio.timeout(SOON):
-        unreadable = (await persistence.repair()).unreadable
-        if unreadable:  # who finds the end by listing
-            assert unreadable == (last[:-1] + "2",)
+        assert (await persistence.repair()).unreadable == (last[:-1] + "2",)
         assert await persistence.sessions.truncate_after("s1", "m0") >= 1
         assert ids(await persistence.sessions.get_messages("s1")) == ["m0"]
+    await assert_clean(store)
+
+
+# Gaps
+
+
+UNORDERED = ("steps", "fs", "redis-unindexed")
+
+
+@pytest.mark.parametrize("gap", [(5, 0, 1), (6, 3, 4), (40, 15, 18), (40, 15, 32), (40, 0, 39), (90, 88, 89), (300, 60, 200)])
+@pytest.mark.parametrize("kind", [*KINDS, "redis-unindexed"])
+@in_loop
+async def test_P4_a_gap_is_told_and_neither_hides_what_is_behind_it_nor_is_written_to(
+    kind: str, gap: tuple[int, int, int], tmp_path: Path
+) -> None:
+    store, (count, first, behind) = Store(kind, tmp_path), gap
+    names = [f"m{number}" for number in range(count)]
+    async with store.open() as persistence:
+        await persistence.sessions.save(session("s1"))
+        await persistence.sessions.write_messages("s1", [message(name) for name in names])
+    keys = await entry_keys(store)
+    async with store.storage() as storage:
+        await storage.remove_items(keys[first:behind])
+
+    async def read(**part: int) -> list[str]:  # by one who remembers nothing
+        async with store.open() as cold:
+            return ids(await cold.sessions.get_messages("s1", **part))
+
+    # All is gone where an end is sought by looking at some entries, but not for who looks at all.
+    is_hidden = kind in UNORDERED and gap in ((40, 15, 32), (40, 0, 39))
+    for added in range(0 if is_hidden else 3):
+        async with store.open() as cold:
+            assert await cold.sessions.count_messages("s1") == count + added
+        async with store.open() as cold:
+            assert (await cold.repair()).unreadable == (keys[first],)
+            assert await cold.sessions.logs() == ["s1"]
+        for part in (
+            {},
+            {"start": first},
+            {"start": behind - 1, "limit": 1},
+            {"last": count + added - first},
+            {"limit": behind},
+        ):
+            with pytest.raises(CorruptValueError, match="this entry of a message log is gone"):
+                await read(**part)
+        assert await read(last=1) == names[-1:]
+        assert await read(start=behind) == await read(last=count + added - behind) == names[behind:]
+        assert await read(start=behind, limit=1) == names[behind : behind + 1]
+        assert (await read(limit=first) if first else []) == names[:first]
+        async with store.open() as cold:
+            assert await cold.sessions.add_message("s1", message(f"new{added}")) == count + added
+        names.append(f"new{added}")
+    assert (await entry_keys(store))[: count + first - behind] == [key for key in keys if key not in keys[first:behind]]
+    async with store.open() as cold:
+        assert (await cold.repair()).unreadable == (keys[first],)
+        if is_hidden:
+            return
+        if first:
+            assert await cold.sessions.truncate_after("s1", names[first - 1]) >= count + 3 - behind
+            assert await cold.sessions.add_message("s1", message("next")) == first
+            assert ids(await cold.sessions.get_messages("s1")) == [*names[:first], "next"]
+        else:
+            assert await cold.sessions.clear_messages("s1") == count + 3
+            assert await cold.sessions.add_message("s1", message("next")) == 0
     await assert_clean(store)
 
 
