@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from asyncio import get_running_loop
 from collections import Counter, deque
@@ -56,6 +57,7 @@ class Coalescer:
         self._notify: Tell | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._claim = threading.Lock()  # two threads may come first at one moment
         self._left = False  # an event loop ended in the middle of something
         self._reset()
 
@@ -63,6 +65,9 @@ class Coalescer:
         self._pending: deque[Call[Any]] = deque()
         self._flying: dict[Kind, list[Collection[str]]] = {}  # by kind the keys of each batch in flight
         self._turns: dict[Turn, None] = {}
+        # Writes that were cancelled, each with the keys of its call. They are settled once somebody waits for them, for at the
+        # end of an event loop nobody does.
+        self._unsettled: list[tuple[Sequence[Write], Collection[str]]] = []
         # By key the last turn, active or waiting, where nothing else waits: one that comes now follows it directly.
         self._last: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -154,7 +159,11 @@ class Coalescer:
             return found
         except asyncio.CancelledError:
             is_over = False
-            self._task(self._settled(writes, keys))
+            self._unsettled.append((writes, keys))
+            if self._notify is not None:
+                self._settle()
+            elif self._pending:
+                self._dispatch_soon()
             raise
         except Exception as error:
             raise (known := backend_error(error)) from known.__cause__
@@ -162,18 +171,24 @@ class Coalescer:
             if is_over:
                 self._landed("write", keys)
 
-    async def _settled(self, writes: Sequence[Write], keys: Collection[str]) -> None:
-        """After `writes` that were cancelled, of a call on `keys`."""
+    def _settle(self) -> None:
+        """What was cancelled, before whoever waits for it goes on."""
+        cancelled, self._unsettled = self._unsettled, []
+        self._task(self._settled(cancelled))
+
+    async def _settled(self, cancelled: list[tuple[Sequence[Write], Collection[str]]]) -> None:
         try:
             await self._driver.settle()
-            if self._notify is not None:  # since they began, so what took effect has to be told
-                found = await self._driver.read([key for key, _, _ in writes])
-                done = [write for write, data in zip(writes, found, strict=True) if data == write[1]]
-                self._notify(done, [True] * len(done))
+            for writes, _ in cancelled:
+                if self._notify is not None:  # since they began, so what took effect has to be told
+                    found = await self._driver.read([key for key, _, _ in writes])
+                    done = [write for write, data in zip(writes, found, strict=True) if data == write[1]]
+                    self._notify(done, [True] * len(done))
         except Exception as error:  # nobody waits for this
             _log.warning("%s: a cancelled write could not be settled: %s", self._driver.name, error)
         finally:
-            self._landed("write", keys)
+            for _, keys in cancelled:
+                self._landed("write", keys)
 
     # The same, in their place in the order from now on, whenever they are waited for
 
@@ -292,9 +307,10 @@ class Coalescer:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return True
-        if self._connecting is None or self._connecting.get_loop() is not loop:
-            self._move()
-            self._connecting = loop.create_task(self._connect(loop))
+        with self._claim:
+            if self._connecting is None or self._connecting.get_loop() is not loop:
+                self._move()
+                self._connecting = loop.create_task(self._connect(loop))
         return False
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -357,7 +373,7 @@ class Coalescer:
         else:
             self._pending.append(call)
             self._last.clear()
-        if not (self._dispatching or self._is_full(call.kind)):
+        if not self._dispatching and (self._unsettled or not self._is_full(call.kind)):
             self._dispatch_soon()
         return call.done
 
@@ -411,6 +427,8 @@ class Coalescer:
         self._dispatching = False
         if self._connecting is not None or not self._pending:
             return
+        if self._unsettled and not all(call.done.done() for call in self._pending):
+            self._settle()
         kinds = {call.kind for call in islice(self._pending, _WINDOW)}
         if len(kinds) == 1 and "turn" not in kinds and not self._turns and not (self._flying and self._flying.keys() != kinds):
             [kind] = kinds

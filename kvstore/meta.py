@@ -21,7 +21,7 @@ class Meta:
     mtime: datetime | None
     """The last write, aware, in UTC; None where the driver does not know."""
     expires_at: datetime | None
-    """Aware, in UTC; None: never, or the driver does not tell (`capabilities.metadata`)."""
+    """Aware, in UTC; None: never, or a driver of your own does not tell."""
     etag: str
     """Differs whenever the value was written in between; without `capabilities.metadata`, whenever the value differs."""
     custom: dict[str, Any]

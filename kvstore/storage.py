@@ -396,6 +396,7 @@ class Storage:
         Changes through this storage, and those of other processes on drivers whose `capabilities.watch` says so. A
         listener that falls 100,000 events behind is told so by a `BackendError` where the next would come.
         """
+        self.keyspace.check_open("watch")
         with during("watch", base):
             prefix = self.keyspace.below(base)
         async with self.keyspace.table.watch(prefix, len(self.keyspace.prefix)) as listener:

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from kvstore.batches import MAX_BATCH_BYTES
-from kvstore.driver import PAGE, Stat, Write
+from kvstore.driver import PAGE, Driver, Stat, Write
 from kvstore.errors import InvalidValueError, KVStoreError, UnsupportedOperation
 from kvstore.mount import Mount
 from kvstore.storage import Storage, prefix_storage
+from kvstore.wrapper import Wrapper
 
 
 async def snapshot(storage: Storage, base: str = "") -> dict[str, Any]:
@@ -87,7 +88,7 @@ async def _stats(storage: Storage, keys: Iterable[str]) -> dict[str, Stat]:
     found: dict[str, Stat] = {}
     for mount, inner in storage.keyspace.by_mount("copy", keys).items():
         try:
-            if mount.capabilities.expiry and not mount.capabilities.metadata:
+            if mount.capabilities.expiry and not _tells_expiry(mount.driver):
                 raise UnsupportedOperation("this driver can't tell when its keys expire")
             stats = await mount.run(partial(mount.driver.stat, list(inner)), list(inner))
         except KVStoreError as error:
@@ -125,3 +126,9 @@ async def _write(mount: Mount, writes: list[Write], *, overwrite: bool) -> dict[
         return dict(zip((key for key, _, _ in writes), found or (), strict=True))
     added = await asyncio.gather(*(mount.write([write], {write[0]: None}) for write in writes))
     return {key: False for (key, _, _), done in zip(writes, added, strict=True) if done is not None}
+
+
+def _tells_expiry(driver: Driver) -> bool:
+    while isinstance(driver, Wrapper):
+        driver = driver.inner
+    return type(driver).stat is not Driver.stat

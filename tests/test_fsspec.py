@@ -36,6 +36,7 @@ from kvstore import (
     MissingDependencyError,
     Storage,
     UnsupportedOperation,
+    copy,
     create_storage,
 )
 from kvstore.drivers._footer import Footer, tail
@@ -204,6 +205,25 @@ async def test_expired_objects_are_gone_for_listings_and_from_the_bucket_with_th
         clock.advance(60)
         assert await driver.sweep() is None
         assert fs.find(root) == [f"{root}/b"]
+
+
+@in_loop
+async def test_T2_a_file_system_without_metadata_tells_when_a_key_expires_and_is_copied(tmp_path: Path) -> None:
+    source, target = create_storage("fsspec", url=f"memory://{tmp_path.name}"), create_storage()
+    async with source, target:
+        await source.set_item("plain", 1)
+        await source.set_item("short", [2], ttl=60)
+        await copy(source, target)
+        for storage in (source, target):
+            plain, short = await storage.get_meta("plain"), await storage.get_meta("short")
+            assert plain is not None
+            assert short is not None
+            assert plain.expires_at is None
+            assert short.expires_at is not None
+            assert 59 < (short.expires_at - datetime.now(UTC)).total_seconds() <= 60
+            assert short.size == 3
+        assert await source.touch("short")
+        assert (await source.get_meta("short")).expires_at is None  # type: ignore[union-attr]
 
 
 @server

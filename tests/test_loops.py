@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import Queued
@@ -45,6 +49,57 @@ def test_a_driver_is_connected_once_in_each_event_loop() -> None:
 
     assert len(driver.loops) == 3
     assert driver.closed == 1
+
+
+@pytest.mark.parametrize("name", ["fs", "sqlite", "diskcache"])
+def test_L1_an_event_loop_that_ends_over_a_write_leaves_no_task_behind(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = create_storage(name, path=tmp_path / "store")
+
+    async def beat() -> None:
+        for number in count():
+            await storage.set_item("beat", number)
+
+    async def main() -> asyncio.Task[None]:
+        beating = asyncio.create_task(beat())
+        await asyncio.sleep(0.01)
+        return beating
+
+    for _ in range(10):
+        assert asyncio.run(main()).cancelled()
+        gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
+    assert asyncio.run(storage.get_item("beat")) is not None
+    asyncio.run(storage.aclose())
+
+
+def test_L1_of_two_threads_that_come_first_at_one_moment_one_is_refused_or_both_are_served(tmp_path: Path) -> None:
+    """In asyncio's debug mode too, where it takes longer to make a task."""
+    for number in range(5):
+        storage, barrier = create_storage("fs", path=tmp_path / f"{number}"), threading.Barrier(2)
+        outcomes: list[object] = []
+
+        async def call(storage: Storage = storage, outcomes: list[object] = outcomes) -> None:
+            try:
+                async with asyncio.timeout(10):
+                    await storage.set_item("key", 1)
+            except Exception as error:
+                outcomes.append(error)
+            else:
+                outcomes.append(None)
+
+        def run(barrier: threading.Barrier = barrier, call: Callable[[], Coroutine[Any, Any, None]] = call) -> None:
+            barrier.wait()
+            asyncio.run(call(), debug=True)
+
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert None in outcomes
+        assert all(isinstance(outcome, UnsupportedOperation | None) for outcome in outcomes), outcomes
 
 
 def test_watching_and_updating_work_in_each_event_loop() -> None:

@@ -12,11 +12,13 @@ from running import in_loop
 from kvstore import (
     Capabilities,
     CorruptValueError,
+    Driver,
     InvalidKeyError,
     InvalidValueError,
     ReadOnlyError,
     Storage,
     UnsupportedOperation,
+    Wrapper,
     copy,
     create_storage,
     prefix_storage,
@@ -35,6 +37,16 @@ def _storage(clock: FakeClock | None = None, **capabilities: bool) -> Storage:
     if capabilities:
         driver.capabilities = Capabilities(conditional=True, persistent=False, **capabilities)
     return create_storage(driver)
+
+
+class Mute(Wrapper):
+    """Around a driver that does not tell when its keys expire."""
+
+    def __init__(self) -> None:
+        class Inner(MemoryDriver):
+            stat = Driver.stat
+
+        super().__init__(Inner())
 
 
 @in_loop
@@ -179,8 +191,12 @@ async def test_what_can_not_be_copied_is_refused() -> None:
     with pytest.raises(UnsupportedOperation):
         await copy(source, no_metadata)
     await no_metadata.set_item("a", 1, ttl=10)
-    with pytest.raises(UnsupportedOperation):  # it can't tell when its keys expire
-        await copy(no_metadata, source)
+    await copy(no_metadata, source)
+    assert (await source.get_meta("a")).expires_at is not None  # type: ignore[union-attr]
+    mute = create_storage(Mute())
+    await mute.set_item("a", 1, ttl=10)
+    with pytest.raises(UnsupportedOperation, match="can't tell when its keys expire"):
+        await copy(mute, source)
     with pytest.raises(ReadOnlyError):
         await copy(source, create_storage(read_only=True))
 

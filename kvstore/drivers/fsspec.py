@@ -102,6 +102,7 @@ class FsspecDriver(Driver):
         if self._s3:  # elsewhere no server tells its time
             self.clock = self._time
         self._listing: Listing | None = None
+        self._room = asyncio.Semaphore(AT_ONCE)  # for calls: a crowd of them would hand over the interpreter 200 times a pass
         self._loop: asyncio.AbstractEventLoop | None = None  # a file system's own
         self._process = os.getpid()
         self.capabilities = (
@@ -157,6 +158,7 @@ class FsspecDriver(Driver):
         except BaseException:
             await called(self._loop, store.aclose())
             raise
+        self._room = asyncio.Semaphore(AT_ONCE)
         self._listing = Listing(Objects(store, names, lambda: self.clock()))
 
     def _made(self) -> tuple[Any, str]:
@@ -220,8 +222,6 @@ class FsspecDriver(Driver):
         return await self._run(lambda listing: listing.has(keys))
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
-        if not self._s3:  # whose etags might not differ
-            return await super().stat(keys)
         return await self._run(lambda listing: listing.objects.stat(keys))
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
@@ -259,7 +259,8 @@ class FsspecDriver(Driver):
         if (listing := self._listing) is None:
             raise closed()
         try:
-            return await called(self._loop, work(listing))
+            async with self._room:
+                return await called(self._loop, work(listing))
         except UnsupportedOperation:  # this server takes no conditions, as it turned out
             self.capabilities = replace(self.capabilities, conditional=False, metadata=False)
             raise

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from kvstore.driver import PAGE, Stat, Write
+from kvstore.driver import PAGE, Stat, Write, value_etag
 from kvstore.drivers._footer import NONE, Footer, footer_size, parse_footer, tail
 from kvstore.drivers._fsspec.names import HASHED, PRIVATE, Names, digest, marker
 from kvstore.drivers._fsspec.store import Found, Store, gathered
@@ -54,12 +54,13 @@ class Objects:
         return await gathered(map(self._stat, keys))
 
     async def _stat(self, key: str) -> Stat | None:
-        kept = await self.live(key)
+        kept = await self.live(key, whole=not self.names.flat)
         if kept is None:
             return None
         custom = kept.footer.custom
         found = kept.found
-        return Stat(kept.size, found.revision, found.mtime, kept.footer.expires_at, None if custom is None else custom.encode())
+        etag = found.revision or value_etag(kept.data)
+        return Stat(kept.size, etag, found.mtime, kept.footer.expires_at, None if custom is None else custom.encode())
 
     async def kept(self, key: str, *, whole: bool = False) -> Kept | None:
         """What is under `key`, expired or not. Of its value the end alone, unless `whole`."""
