@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from kvstore.answers import mistake
 from kvstore.driver import Batch, Driver, Expect, Write
 from kvstore.errors import BackendTimeout, BackendUnavailable, KVStoreError, backend_error
 
@@ -70,6 +71,8 @@ async def carry_out(driver: Driver, kind: Kind, calls: Sequence[Call[Any]]) -> S
         keys = list(dict.fromkeys([key for call in calls for key in call.keys or ()]))
         ask: Callable[[Sequence[str]], Awaitable[list[Any]]] = driver.read if kind == "read" else driver.has
         answers = await ask(keys)
+        if (wrong := mistake(kind, answers, keys)) is not None:
+            return [wrong] * len(calls)
         if len(keys) == len(calls) == sum([call.weight for call in calls]):  # each asks for one of its own, as most often
             return [[answer] for answer in answers]
         found = dict(zip(keys, answers, strict=True))
@@ -90,29 +93,38 @@ async def _write(driver: Driver, calls: Sequence[Call[Any]]) -> list[Any]:
     """Runs of plain writes become one each, where the last write of a key wins and all its callers are answered."""
     plain = [call.writes[0] for call in calls if call.expect is None and len(call.writes) == 1] if driver.merges else []
     if len(plain) == len(calls) == len({key for key, _, _ in plain}):
-        return [[was_there] for was_there in await driver.write(plain) or ()]
+        found = await driver.write(plain)
+        if found.__class__ is list and len(found) == len(plain):
+            return [[was_there] for was_there in found]
+        return [mistake("write", found, plain)] * len(calls)
     merged = _merged(calls, restarts=driver.capabilities.metadata, apart=not driver.merges)
     batches = [batch for batch, _ in merged]
     results: Sequence[list[bool] | KVStoreError | None]
     results = [await driver.write(*batches[0])] if len(batches) == 1 else await driver.write_many(batches)
+    if (wrong := mistake("write_many", results, batches)) is not None:  # some may have taken effect: nothing is tried again
+        return [wrong] * len(calls)
     outcomes: list[Any] = []
     later: set[str] = set()  # keys of batches behind, so nothing may be written to them any more
-    for (_, parts), result in zip(reversed(merged), reversed(results), strict=True):
+    for ((writes, expect), parts), result in zip(reversed(merged), reversed(results), strict=True):
         those = [call for call, _ in parts]
         if isinstance(result, KVStoreError) and _is_one_calls(result, those):
             answers = [
                 (await carry_out(driver, "write", [call]))[0] if later.isdisjoint(call.keys or ()) else result for call in those
             ]
-        elif isinstance(result, list):
-            answers = [[place if isinstance(place, bool) else result[place] for place in places] for _, places in parts]
-        else:
+        elif isinstance(result, KVStoreError) or (result is None and expect is not None):
             answers = [result] * len(parts)
+        elif (wrong := mistake("write", result, writes)) is not None:
+            answers = [wrong] * len(parts)
+        else:
+            found = result or []
+            answers = [[place if isinstance(place, bool) else found[place] for place in places] for _, places in parts]
         later.update(key for call in those for key in call.keys or ())
         outcomes[:0] = answers
     for place, call in enumerate(calls):
         if outcomes[place] is None and call.again is not None:
             try:
-                outcomes[place] = await call.again(driver.read, driver.write, call.writes)
+                again = await call.again(driver.read, driver.write, call.writes)
+                outcomes[place] = again and (mistake("write", again, call.writes) or again)
             except Exception as error:  # its own, and the others took effect
                 outcomes[place] = error
     return outcomes

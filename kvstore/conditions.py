@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import random
 from typing import Any
 
+from kvstore.answers import TRIES, never_holds
 from kvstore.batches import Read, WriteCall
 from kvstore.driver import Expect, Write
 from kvstore.errors import CorruptValueError
@@ -26,7 +27,7 @@ async def write_if(mount: Mount, writes: list[Write], expect: Expect) -> bool:
 
     async def again(read: Read, write: WriteCall, writes: Sequence[Write]) -> list[bool] | None:
         """The same value may be stored in other bytes, with its members in another order."""
-        while True:
+        for _ in range(TRIES):
             found = dict(zip(expect, await read(list(expect)), strict=True))
             for key, wanted in expect.items():
                 data = found[key]
@@ -37,6 +38,7 @@ async def write_if(mount: Mount, writes: list[Write], expect: Expect) -> bool:
                     return None
             if (written := await write(writes, found)) is not None:
                 return written
+        raise never_holds()
 
     return await mount.write_if(writes, expect, again) is not None
 
@@ -66,13 +68,15 @@ async def update(
         return (key, None, None) if new is MISSING else (key, encode(new), expiry())
 
     async with mount.alone(key) as (read_alone, write_alone):
-        while True:
+        for _ in range(TRIES):
             (data,) = await read_alone((key,))
             new = made(data)
             if inspect.isawaitable(new):
                 break
             if await write_alone([write(new)], {key: data}) is not None:
                 return new
+        else:
+            raise never_holds()
     # It may wait, for other updates even: the others go on.
     with mount.updating(key):
         lost, began = 0, time.monotonic()

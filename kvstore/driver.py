@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Self
 
+from kvstore.answers import TRIES, check_page, mistake, never_holds
 from kvstore.clock import now_ms
 from kvstore.errors import BackendTimeout, BackendUnavailable, ConfigError, KVStoreError, UnsupportedOperation, backend_error
 from kvstore.keys import after_all, is_key
@@ -181,6 +182,8 @@ class Driver(ABC):
         """
         found = await self.write(writes, expect)
         if found is not None:
+            if (wrong := mistake("write", found, writes)) is not None:
+                raise wrong
             tell(found)
         return found
 
@@ -213,12 +216,13 @@ class Driver(ABC):
             return (await self.has([key]))[0]
         if not self.capabilities.conditional:
             raise UnsupportedOperation("touch needs a driver with conditional writes")
-        while True:
+        for _ in range(TRIES):
             [data] = await self.read([key])
             if data is None:
                 return False
             if await self.write([(key, data, expires_at)], {key: data}) is not None:
                 return True
+        raise never_holds()
 
     async def set_meta(self, key: str, custom: bytes | None) -> bool:
         """Keeps `custom` for `key`, None to remove it. False: the key is not there.
@@ -230,9 +234,14 @@ class Driver(ABC):
     async def count(self, prefix: str) -> int:
         """How many keys start with `prefix`."""
         total, after = 0, None
-        while page := await self.scan(prefix, after=after, limit=PAGE, reverse=False):
+        while page := await self._page(prefix, after):
             total, after = total + len(page), page[-1]
         return total
+
+    async def _page(self, prefix: str, after: str | None) -> list[str]:
+        page = await self.scan(prefix, after=after, limit=PAGE, reverse=False)
+        check_page(page, after)
+        return page
 
     async def clear(self, prefix: str) -> int:
         """Removes the keys that start with `prefix`, and says how many were there."""
@@ -241,11 +250,13 @@ class Driver(ABC):
     async def clear_and_tell(self, prefix: str, masked: tuple[str, ...], tell: Tell) -> int:
         """`clear` that leaves what starts with one of `masked`, and calls `tell` with the removals and what they found."""
         total, after = 0, None
-        while page := await self.scan(prefix, after=after, limit=PAGE, reverse=False):
+        while page := await self._page(prefix, after):
             after = next((after_all(hidden) for hidden in masked if page[-1].startswith(hidden)), page[-1])
             kept = (key for key in page if not key.startswith(masked) and is_key(key, at_root=self.at_root))
             writes: list[Write] = [(key, None, None) for key in kept]
             found = await self.write(writes) if writes else []
+            if (wrong := mistake("write", found, writes)) is not None:
+                raise wrong
             tell(writes, found or [])
             total += sum(found or ())
         return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from functools import partial
 
+from kvstore.answers import check_page
 from kvstore.driver import PAGE
 from kvstore.errors import KVStoreError
 from kvstore.keys import RESERVED, after_all, below, prefix_end
@@ -55,6 +56,7 @@ class _Stream:
             call = partial(self.mount.driver.scan, prefix, after=after, limit=step, reverse=self._reverse)
             try:
                 found = await self.mount.run(call, None)
+                check_page(found, after, reverse=self._reverse)
             except KVStoreError as error:
                 raise error.at(None, None, self.mount.base, self.mount.driver.name) from error.__cause__
             self._ended = len(found) < step

@@ -221,7 +221,7 @@ class Storage:
         mount = None
         try:
             mount, inner = self.keyspace.locate(key)
-            (stat,) = await mount.run(lambda: mount.driver.stat([inner]), [inner])
+            (stat,) = await mount.stat([inner])
             return None if stat is None else meta_of(stat)
         except KVStoreError as error:
             raise at(error, "get_meta", key, mount) from error.__cause__

@@ -90,7 +90,7 @@ async def _stats(storage: Storage, keys: Iterable[str]) -> dict[str, Stat]:
         try:
             if mount.capabilities.expiry and not _tells_expiry(mount.driver):
                 raise UnsupportedOperation("this driver can't tell when its keys expire")
-            stats = await mount.run(partial(mount.driver.stat, list(inner)), list(inner))
+            stats = await mount.stat(list(inner))
         except KVStoreError as error:
             raise storage.keyspace.among(error, "copy", list(inner), mount) from error.__cause__
         found |= {key: stat for key, stat in zip(inner.values(), stats, strict=True) if stat is not None}
