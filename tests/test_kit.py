@@ -22,9 +22,10 @@ from hypothesis.stateful import run_state_machine_as_test
 
 import kvstore.testing
 from kvstore.clock import now_ms
-from kvstore.driver import Capabilities, Driver, Expect, Write
+from kvstore.driver import Capabilities, Driver, Expect, Tell, Write
 from kvstore.drivers.memory import MemoryDriver
-from kvstore.testing import DriverSuite, storage_machine
+from kvstore.errors import BackendError
+from kvstore.testing import DriverSuite, Store, in_loop, storage_machine
 
 GUIDE = Path(__file__).parent.parent / "docs" / "writing-a-driver.md"
 
@@ -300,6 +301,57 @@ class HoldsTheLoop(MemoryDriver):
         return await super().read(keys)
 
 
+class TakesEmptyForMissing(MemoryDriver):
+    """Compares a condition by truth."""
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        expect = expect or {}
+        if [data or None for data in await self.read(list(expect))] != [data or None for data in expect.values()]:
+            return None
+        return await super().write(writes)
+
+
+class SweepsOnce(NeverSweeps):
+    """Does not say when the next key expires."""
+
+    async def sweep(self) -> int | None:
+        await super().sweep()
+        for key in [key for key in self._entries if not self._live(key)]:
+            del self._entries[key]
+        return None
+
+
+class GivesViews(MemoryDriver):
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [data and memoryview(data) for data in await super().read(keys)]  # type: ignore[misc]
+
+
+class GivesBytearrays(MemoryDriver):
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [data and bytearray(data) for data in await super().read(keys)]  # type: ignore[misc]
+
+
+class GivesText(MemoryDriver):
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [data and data.decode() for data in await super().read(keys)]  # type: ignore[misc]
+
+
+class ClearsWhatIsHidden(MemoryDriver):
+    async def clear_and_tell(self, prefix: str, masked: tuple[str, ...], tell: Tell) -> int:
+        return await super().clear_and_tell(prefix, (), tell)
+
+
+class ForgetsToReturn(MemoryDriver):
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        await super().write(writes, expect)
+        return None
+
+
+class LeavesOutTheMissing(MemoryDriver):
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [data for data in await super().read(keys) if data is not None]
+
+
 class BoastsOfPersistence(MemoryDriver):
     capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=True)
 
@@ -357,6 +409,14 @@ BROKEN: dict[type[MemoryDriver], str] = {
     ClearsNeighbours: "test_clear_removes_exactly_what_lies_below",
     SaysNothingWasThere: "test_removing_says_whether_the_key_was_there",
     HoldsTheLoop: "test_a_large_value_does_not_hold_the_event_loop",
+    TakesEmptyForMissing: "test_an_empty_value_is_not_missing_to_conditions",
+    SweepsOnce: "test_a_sweep_says_when_the_next_key_expires",
+    GivesViews: "test_bytes_are_kept_unchanged",
+    GivesBytearrays: "test_a_driver_reads_in_the_order_asked",
+    GivesText: "test_a_driver_reads_in_the_order_asked",
+    ClearsWhatIsHidden: "test_clear_spares_what_another_mount_hides",
+    ForgetsToReturn: "test_a_driver_says_of_each_write_whether_the_key_was_there",
+    LeavesOutTheMissing: "test_a_driver_reads_in_the_order_asked",
     BoastsOfPersistence: "test_the_next_program_finds_everything",
     BoastsOfSharing: "test_what_was_written_is_read_at_once",
     BoastsOfMetadata: "test_custom_metadata_is_kept_with_its_key",
@@ -379,7 +439,7 @@ def _suite(driver: Callable[[], Driver]) -> DriverSuite:
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
 def test_a_driver_that_breaks_a_promise_fails(broken: type[MemoryDriver], tmp_path: Path) -> None:
     test = getattr(_suite(broken), BROKEN[broken])
-    with pytest.raises((AssertionError, TypeError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, TypeError, BackendError, pytest.fail.Exception)):
         test(tmp_path)
 
 
@@ -432,4 +492,85 @@ def test_every_test_of_the_kit_names_its_promise() -> None:
 def test_every_part_of_the_kit_shows_the_values_of_a_failed_assert() -> None:
     parts = {part.name for part in pkgutil.iter_modules(kvstore.testing.__path__)}
 
-    assert parts - set(kvstore.testing._PARTS.split()) == {"clock", "pauses", "processes", "suite"}
+    assert parts - set(kvstore.testing._PARTS.split()) == {"clock", "limit", "pauses", "processes", "suite"}
+
+
+class WaitsForEver(MemoryDriver):
+    capabilities = Capabilities(atomic=True, conditional=True, metadata=True, persistent=False)
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        await asyncio.Event().wait()
+        return []
+
+
+class BlocksForEver(WaitsForEver):
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        time.sleep(10**6)  # noqa: ASYNC251
+        return []
+
+
+class SpinsForEver(WaitsForEver):
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        while True:
+            pass
+
+
+class WaitsForEverToList(WaitsForEver):
+    async def scan(self, prefix: str, *, after: str | None, limit: int, reverse: bool) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+
+class NeverCloses(MemoryDriver):
+    async def aclose(self) -> None:
+        await asyncio.Event().wait()
+
+
+BATCHES = "test_batches_keep_the_order_asked"
+LISTS = "test_a_base_ends_at_a_segment"
+MACHINE = "test_any_sequence_of_calls_does_what_a_dict_would"
+LOOPS = "test_a_storage_is_used_from_several_event_loops_in_turn"
+
+
+@pytest.mark.parametrize(
+    ("driver", "name", "call"),
+    [
+        (WaitsForEver, BATCHES, "WaitsForEver.read did not return, at test_kit.py:.*: await asyncio.Event"),
+        (BlocksForEver, BATCHES, r"BlocksForEver.read did not return, at test_kit.py:.*: time.sleep\(10"),
+        (SpinsForEver, LISTS, "SpinsForEver.scan did not return, at test_kit.py:"),
+        (WaitsForEverToList, LISTS, "WaitsForEverToList.scan did not return, at test_kit.py:"),
+        (BlocksForEver, MACHINE, "BlocksForEver.read did not return, at test_kit.py:"),
+        (WaitsForEver, LOOPS, "WaitsForEver.read did not return, at test_kit.py:"),
+        (NeverCloses, BATCHES, "NeverCloses.aclose did not return, at test_kit.py:"),
+    ],
+)
+def test_a_driver_that_does_not_return_fails_and_the_call_is_named(
+    driver: type[MemoryDriver], name: str, call: str, tmp_path: Path
+) -> None:
+    suite = _suite(driver)
+    suite.time_limit = 0.5
+    with pytest.raises(pytest.fail.Exception, match=f"^stopped after 0.5 seconds: {call}"):
+        getattr(suite, name)(tmp_path)
+
+
+def test_a_test_that_waits_for_no_driver_says_where(tmp_path: Path) -> None:
+    class Waits(DriverSuite):
+        time_limit = 0.2
+
+        def make_driver(self, path: Path) -> Driver:
+            return MemoryDriver()
+
+        @in_loop
+        async def test_waiting(self, store: Store) -> None:
+            await asyncio.Event().wait()
+
+    with pytest.raises(pytest.fail.Exception, match=r"no call of a driver is under way, and the test waits at test_kit.py:"):
+        Waits().test_waiting(tmp_path)
+
+
+def test_what_is_simple_is_tested_first() -> None:
+    """As pytest collects them: the tests of the last base first."""
+    bases = [base.__name__ for base in reversed(DriverSuite.__mro__) if any(name.startswith("test_") for name in vars(base))]
+
+    assert bases[:2] == ["DriverCalls", "Values"]
+    assert bases[-1] == "DriverSuite"

@@ -48,6 +48,19 @@ class Conditions(Contract):
 
     @in_loop
     @promised("conditional")
+    async def test_an_empty_value_is_not_missing_to_conditions(self, store: Store) -> None:
+        """A2, V4: nor is a missing one empty."""
+        storage = store.storage
+        await storage.set_item_raw("key", b"")
+
+        assert await storage.add_item("key", 1) is False
+        assert await storage.compare_and_set("key", MISSING, 1) is False
+        assert await storage.get_item_raw("key") == b""
+        assert await store.driver.write([("other", b"1", None)], {"other": b""}) is None
+        assert await storage.has_item("other") is False
+
+    @in_loop
+    @promised("conditional")
     async def test_values_are_compared_as_json(self, store: Store) -> None:
         """A2: 1, 1.0 and True differ, the order of members and the spelling of what is stored do not count."""
         storage = store.storage

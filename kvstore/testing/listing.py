@@ -163,6 +163,18 @@ class Listing(Contract):
         assert await storage.get_keys("a") == ["a:1"]
 
     @in_loop
+    async def test_clear_spares_what_another_mount_hides(self, store: Store) -> None:
+        """R4: exactly the keys that are seen below the base."""
+        storage = store.storage
+        await storage.set_items({"a": 1, "c:hidden:1": 2, "c:hidden:2": 3, "d": 4})
+        storage.mount("c", "memory")
+        await storage.set_item("c:seen", 5)
+
+        assert await storage.clear() == 3
+        await storage.unmount("c")
+        assert await storage.get_keys() == ["c:hidden:1", "c:hidden:2"]
+
+    @in_loop
     @promised("every_key")
     async def test_removing_says_whether_the_key_was_there(self, store: Store) -> None:
         """R2: one, and how many of several."""
@@ -208,7 +220,9 @@ class DriverCalls(Contract):
         driver = await store.connected()
         await driver.write([("a", b"1", None), ("b:c", b"", None)])
 
-        assert await driver.read(["b:c", "missing", "a"]) == [b"", None, b"1"]
+        found = await driver.read(["b:c", "missing", "a"])
+        assert found == [b"", None, b"1"]
+        assert [type(data) for data in found] == [bytes, type(None), bytes]  # a `memoryview` is equal, and is none
         assert await driver.has(["missing", "b:c", "a"]) == [False, True, True]
         assert [stat and stat.size for stat in await driver.stat(["missing", "b:c", "a"])] == [None, 0, 1]
 

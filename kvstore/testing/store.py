@@ -17,6 +17,7 @@ from kvstore.errors import ClosedError, InvalidKeyError, UnsupportedOperation
 from kvstore.expiry import Ttl
 from kvstore.storage import Storage, create_storage
 from kvstore.testing.clock import FakeClock
+from kvstore.testing.limit import limited
 
 SHORT = 0.5
 """Seconds: a time to live that a test outlives. Slept through only where the clock is a server's."""
@@ -32,6 +33,8 @@ class Contract(ABC):
 
     slow: bool = False
     """A call takes milliseconds, as to an object store. What is repeated for the sake of rare faults is so a tenth as often."""
+    time_limit: float = 60.0
+    """Seconds after which a test fails, and says which call of the driver did not return. See `limited` for where it can't."""
 
     @abstractmethod
     def make_driver(self, path: Path) -> Driver:
@@ -146,7 +149,8 @@ def in_loop(test: Callable[[S, Store], Coroutine[Any, Any, None]]) -> Callable[[
 
     @wraps(test)
     def plain(self: S, tmp_path: Path) -> None:
-        asyncio.run(run(self, tmp_path))
+        with limited(self.time_limit):
+            asyncio.run(run(self, tmp_path))
 
     del plain.__wrapped__  # pytest would look for its arguments there
     return plain

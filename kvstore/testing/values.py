@@ -114,7 +114,9 @@ class Values(Contract):
         storage = store.storage
         for place, data in enumerate(FAITHFUL_BYTES):
             await storage.set_item_raw(f"raw:{place}", data)
-            assert await storage.get_item_raw(f"raw:{place}") == data
+            found = await storage.get_item_raw(f"raw:{place}")
+            assert found == data
+            assert type(found) is bytes
             assert await storage.has_item(f"raw:{place}")
         for place, data in enumerate(FAITHFUL_BYTES):
             assert await storage.get_item_raw(f"raw:{place}") == data, place
