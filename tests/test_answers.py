@@ -234,3 +234,20 @@ async def test_R3_what_is_no_page_is_told_of(page: Any, kind: str) -> None:
     for call in (storage.get_keys(), storage.count(), storage.clear()):
         with pytest.raises(BackendError, match=f"the driver's scan answered with {kind}: it returns a list of str"):
             await call
+
+
+@pytest.mark.parametrize("outcome", [ZeroDivisionError(), []], ids=["an error", "nothing"])
+@in_loop
+async def test_every_call_of_a_batch_is_answered_whatever_happens(outcome: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even by a fault of the coalescer itself."""
+
+    async def carry_out(*_: object) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # which is told of it too
+    monkeypatch.setattr("kvstore.coalesce.carry_out", carry_out)
+    storage = create_storage(Wrong("", lambda answers: answers))
+    calls = asyncio.gather(*(storage.remove_item(key) for key in "abc"), return_exceptions=True)
+    assert {type(answer) for answer in await asyncio.wait_for(calls, 5)} == {BackendError}
