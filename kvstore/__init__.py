@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from kvstore.errors import MissingDependencyError as MissingDependencyError
     from kvstore.errors import ReadOnlyError as ReadOnlyError
     from kvstore.errors import UnsupportedOperation as UnsupportedOperation
+    from kvstore.expiry import Ttl as Ttl
     from kvstore.keys import escape_segment as escape_segment
     from kvstore.keys import join_key as join_key
     from kvstore.keys import normalize_key as normalize_key
     from kvstore.keys import unescape_segment as unescape_segment
     from kvstore.meta import Meta as Meta
     from kvstore.mount import Mount as Mount
+    from kvstore.resolve import DriverSpec as DriverSpec
     from kvstore.storage import Storage as Storage
     from kvstore.storage import create_storage as create_storage
     from kvstore.storage import prefix_storage as prefix_storage
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     from kvstore.transfer import snapshot as snapshot
     from kvstore.values import MISSING as MISSING
     from kvstore.values import NEVER as NEVER
+    from kvstore.values import Missing as Missing
+    from kvstore.values import Never as Never
+    from kvstore.watch import Listener as Listener
     from kvstore.wrapper import Wrapper as Wrapper
 
     __version__: str
@@ -66,12 +71,15 @@ _PLACES = {
         "ReadOnlyError",
         "UnsupportedOperation",
     ),
+    "expiry": ("Ttl",),
     "keys": ("escape_segment", "join_key", "normalize_key", "unescape_segment"),
     "mount": ("Mount",),
     "meta": ("Meta",),
+    "resolve": ("DriverSpec",),
     "storage": ("Storage", "create_storage", "prefix_storage"),
     "transfer": ("copy", "restore_snapshot", "snapshot"),
-    "values": ("MISSING", "NEVER"),
+    "values": ("MISSING", "NEVER", "Missing", "Never"),
+    "watch": ("Listener",),
     "wrapper": ("Wrapper",),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
@@ -89,17 +97,22 @@ __all__ = [  # a literal, for type checkers
     "CorruptValueError",
     "Driver",
     "DriverNotFoundError",
+    "DriverSpec",
     "Event",
     "Expect",
     "InvalidKeyError",
     "InvalidValueError",
     "KVStoreError",
+    "Listener",
     "Meta",
+    "Missing",
     "MissingDependencyError",
     "Mount",
+    "Never",
     "ReadOnlyError",
     "Stat",
     "Storage",
+    "Ttl",
     "UnsupportedOperation",
     "Wrapper",
     "Write",
@@ -129,4 +142,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

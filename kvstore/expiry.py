@@ -10,6 +10,7 @@ from kvstore.errors import InvalidValueError
 from kvstore.values import NEVER, Never
 
 Ttl = float | timedelta | Never | None
+"""A time to live: seconds, a timedelta, `NEVER`, or None for the mount's."""
 
 LAST_EXPIRY = 253_402_300_799_999
 """The end of the year 9999 in milliseconds since 1970, the last time that `datetime` can say."""

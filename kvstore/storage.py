@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from types import UnionType
 from typing import Any, Self, TypeVar, overload
 
 from kvstore.conditions import update, write_if
@@ -94,8 +93,8 @@ class Storage:
     async def get_item(self, key: str, default: D, *, type: type[T]) -> T | D: ...
     @overload
     async def get_item(self, key: str, default: None = None, *, type: type[T]) -> T | None: ...
-    @overload
-    async def get_item(self, key: str, default: object = None, *, type: UnionType) -> Any: ...  # how mypy sees `A | B`
+    @overload  # what is no class to a type checker: `A | B`, `Literal`, `Annotated`
+    async def get_item(self, key: str, default: object = None, *, type: object) -> Any: ...
     async def get_item(self, key: str, default: Any = None, *, type: Any = None) -> Any:
         """The JSON value of `key`, `default` where there is none; a stored null gives None.
 
@@ -248,7 +247,7 @@ class Storage:
     @overload
     async def get_items(self, keys: Iterable[str], default: None = None, *, type: type[T]) -> dict[str, T | None]: ...
     @overload
-    async def get_items(self, keys: Iterable[str], default: object = None, *, type: UnionType) -> dict[str, Any]: ...
+    async def get_items(self, keys: Iterable[str], default: object = None, *, type: object) -> dict[str, Any]: ...
     async def get_items(self, keys: Iterable[str], default: Any = None, *, type: Any = None) -> dict[str, Any]:
         """The values of `keys` in the order asked, across mounts; `default` for a missing one. `type` as for `get_item`."""
         items: dict[str, Any] = {}
@@ -342,19 +341,19 @@ class Storage:
                     return found[:limit]
         return found
 
-    async def iter_keys(self, base: str = "") -> AsyncIterator[str]:
+    async def iter_keys(self, base: str = "") -> AsyncGenerator[str, None]:
         """The keys below `base` in order, in constant memory. One that is there throughout comes exactly once."""
         async for page in self.keyspace.pages("iter_keys", base):
             for key in page:
                 yield key
 
     @overload
-    def iter_items(self, base: str = "", *, type: None = None) -> AsyncIterator[tuple[str, Any]]: ...
+    def iter_items(self, base: str = "", *, type: None = None) -> AsyncGenerator[tuple[str, Any], None]: ...
     @overload
-    def iter_items(self, base: str = "", *, type: type[T]) -> AsyncIterator[tuple[str, T]]: ...
+    def iter_items(self, base: str = "", *, type: type[T]) -> AsyncGenerator[tuple[str, T], None]: ...
     @overload
-    def iter_items(self, base: str = "", *, type: UnionType) -> AsyncIterator[tuple[str, Any]]: ...
-    async def iter_items(self, base: str = "", *, type: Any = None) -> AsyncIterator[tuple[str, Any]]:
+    def iter_items(self, base: str = "", *, type: object) -> AsyncGenerator[tuple[str, Any], None]: ...
+    async def iter_items(self, base: str = "", *, type: Any = None) -> AsyncGenerator[tuple[str, Any], None]:
         """The keys below `base` with their values, in order, in constant memory."""
         absent = object()
         async for page in self.keyspace.pages("iter_items", base):

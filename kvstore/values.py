@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from itertools import chain
-from typing import Any, Final, Literal, cast, get_origin
+from typing import Any, Final, cast, get_origin
 
 import msgspec
 import orjson
@@ -20,23 +20,30 @@ from kvstore.errors import CorruptValueError, InvalidValueError
 
 
 class _Sentinel(enum.Enum):
-    # Sets, so that no encoder takes a sentinel for a value.
-    MISSING = frozenset({"MISSING"})
-    NEVER = frozenset({"NEVER"})
-
     def __repr__(self) -> str:
         return self.name
 
     __str__ = __repr__
 
 
-MISSING: Final = _Sentinel.MISSING
-"""No value: in a condition "the key is not there", from a function of `update_item` "remove it"."""
-NEVER: Final = _Sentinel.NEVER
-"""As a `ttl`: no expiry, whatever the mount's default is."""
+# Of one member each, so that a type checker knows what is left after `is MISSING`. Sets, so that no encoder takes a sentinel
+# for a value.
+class Missing(_Sentinel):
+    """The type of `MISSING`."""
 
-Missing = Literal[_Sentinel.MISSING]
-Never = Literal[_Sentinel.NEVER]
+    MISSING = frozenset({"MISSING"})
+
+
+class Never(_Sentinel):
+    """The type of `NEVER`."""
+
+    NEVER = frozenset({"NEVER"})
+
+
+MISSING: Final = Missing.MISSING
+"""No value: in a condition "the key is not there", from a function of `update_item` "remove it"."""
+NEVER: Final = Never.NEVER
+"""As a `ttl`: no expiry, whatever the mount's default is."""
 
 decode_json = msgspec.json.Decoder().decode
 """`decode` with the errors of `NOT_JSON`, for where a call more counts: it is a twentieth of a read from memory."""

@@ -47,7 +47,7 @@ def test_what_is_named_for_type_checkers_is_what_is_loaded_when_it_is_used(packa
     }
     assert {name: f"{package}.{place}" for name, place in module._PLACE.items()} == places
     assert set(literal) == places.keys()
-    assert dir(module) == sorted(literal)
+    assert dir(module) == sorted([*literal, *(["__version__"] if package == "kvstore" else [])])
     for name in literal:
         assert getattr(module, name) is getattr(importlib.import_module(places[name]), name)
 
@@ -61,9 +61,11 @@ def test_a_star_import_gives_every_name_to_a_type_checker(package: str, tmp_path
 
 
 PROGRAM = """
+from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Optional, Sequence
 
-from kvstore import Storage
+from kvstore import MISSING, DriverSpec, Listener, Missing, Never, Storage, Ttl
 from persistence import Image, Kind, Persistence, Record, create_persistence
 from persistence.drivers.sqlite import sqlite_driver
 
@@ -88,6 +90,19 @@ async def increased_soon(number: int) -> int:
     return number + 1
 
 
+def taken(number: int) -> int | Missing:
+    return number - 1 if number else MISSING
+
+
+async def name_of(storage: Storage, listener: Listener, spec: DriverSpec, ttl: Ttl, never: Never) -> str:
+    storage.mount("c", spec, ttl=ttl)
+    user = await storage.get_item("a", MISSING, type=User)
+    if user is MISSING:
+        return ""
+    users = await storage.get_items(["a"], MISSING, type=User)
+    return user.name + "".join(one.name for one in users.values() if one is not MISSING)
+
+
 async def main(storage: Storage, persistence: Persistence) -> None:
     user: User | None = await storage.get_item("a", type=User)
     numbers: list[int] = await storage.get_item("b", [], type=list[int])
@@ -99,11 +114,18 @@ async def main(storage: Storage, persistence: Persistence) -> None:
     lengths: list[int] = [len(value) async for _, value in storage.iter_items()]
     number: int = await storage.update_item("n", increased, 0)
     number = await storage.update_item("n", increased_soon, 0)
+    left: int | Missing = await storage.update_item("n", taken, 0)
+    letter: Any = await storage.get_item("e", type=Literal["a"])
+    letter = await storage.get_item("e", "a", type=Optional[int])
+    letter = await storage.get_items(["e"], type=Annotated[int, "positive"])
+    letter = [value async for _, value in storage.iter_items(type=Sequence[int])]
+    async with aclosing(storage.iter_keys()) as keys, aclosing(storage.iter_items()) as items:
+        names += [key async for key in keys] + [key async for key, _ in items]
     image: Image | None = await persistence.images.get("i1")
     notes: list[Note] = (await persistence.repository(Note).list()).items
     message = {"id": "m1", "content": "hi"}
     await persistence.sessions.add_messages("s1", [message, {"id": "m2", "n": 1}])
-    await storage.get_item("d", type=5)
+    await storage.get_item(5, type=int)
 
 
 made = create_persistence(sqlite_driver(path="app.db"))
