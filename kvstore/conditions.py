@@ -12,7 +12,7 @@ from typing import Any
 from kvstore.answers import TRIES, never_holds
 from kvstore.batches import Read, WriteCall
 from kvstore.driver import Expect, Write
-from kvstore.errors import CorruptValueError
+from kvstore.errors import BackendError, CorruptValueError
 from kvstore.mount import Mount
 from kvstore.values import MISSING, Missing, decode, encode, same_json
 
@@ -69,7 +69,7 @@ async def update(
 
     async with mount.alone(key) as (read_alone, write_alone):
         for _ in range(TRIES):
-            (data,) = await read_alone((key,))
+            data = await _read(read_alone, key)
             new = made(data)
             if inspect.isawaitable(new):
                 break
@@ -87,5 +87,13 @@ async def update(
             # One of a crowd gets through each time, so the others come back at times of their own.
             await asyncio.sleep(random() * min(MAX_BACK_OFF, (time.monotonic() - began) * 2**lost))
             lost, began = min(lost + 1, 16), time.monotonic()
-            (data,) = await mount.read((key,))
+            data = await _read(mount.read, key)
             new = made(data)
+
+
+async def _read(read: Read, key: str) -> bytes | None:
+    try:
+        (data,) = await read((key,))
+    except BackendError as error:  # all that was written before is nothing, for it did not hold
+        raise error.at().tell(maybe_written=False) from error.__cause__
+    return data

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 # In a URL before the host, where a careless one holds `@` or `/` too; or as the value of an option.
@@ -11,13 +13,22 @@ _PASSWORD = re.compile(
 )
 _LONGEST = 2_000
 """Characters of a message."""
+_READS = (
+    *("get_item", "get_item_raw", "get_items", "has_item", "get_meta"),
+    *("get_keys", "iter_keys", "iter_items", "count", "watch"),
+)
 
 
 class KVStoreError(Exception):
     """Base of everything that kvstore and persistence raise on purpose.
 
     `operation`, `key`, `mount` (the mount's base) and `driver` (its short name) are None where they do not apply.
+    `maybe_written`: whether the call may have written all the same. Only of a `BackendError` it may be true.
     """
+
+    maybe_written = False
+    _outcome = ""
+    """The end of the message."""
 
     def __init__(
         self,
@@ -45,7 +56,7 @@ class KVStoreError(Exception):
             context.append(f"mount {self.mount!r}")
         if self.driver is not None:
             context.append(f"driver {self.driver}")
-        return f"{self.message} ({', '.join(context)})" if context else self.message
+        return f"{self.message}{self._outcome}" + (f" ({', '.join(context)})" if context else "")
 
     def at(self, operation: str | None = None, key: object = None, mount: str | None = None, driver: str | None = None) -> Self:
         """A copy that also says where it happened. What this error already knows is kept.
@@ -60,6 +71,9 @@ class KVStoreError(Exception):
             mount=mount if self.mount is None else self.mount,
             driver=driver if self.driver is None else self.driver,
         )
+        copy.maybe_written, copy._outcome = self.maybe_written, self._outcome
+        if self.operation is None and operation in _READS:
+            copy.maybe_written, copy._outcome = False, ""
         copy.__cause__ = self.__cause__
         self.__context__ = self.__cause__
         return copy
@@ -119,7 +133,33 @@ class ClosedError(KVStoreError):
 
 
 class BackendError(KVStoreError):
-    """The backend failed; its own error is the `__cause__`."""
+    """The backend failed; its own error is the `__cause__`.
+
+    `maybe_written` is false where it is known that nothing was written, as of every call that only reads. Who raises it says
+    so, True or False; None is for what is no write, and for a driver that does not know: `maybe_written` is true then.
+    """
+
+    maybe_written = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        maybe_written: bool | None = None,
+        operation: str | None = None,
+        key: object = None,
+        mount: str | None = None,
+        driver: str | None = None,
+    ) -> None:
+        super().__init__(message, operation=operation, key=key, mount=mount, driver=driver)
+        if maybe_written is not None:
+            self.tell(maybe_written=maybe_written)
+
+    def tell(self, *, maybe_written: bool) -> Self:
+        """Says in its message, too, whether the call may have written."""
+        self.maybe_written = maybe_written
+        self._outcome = "; whether anything was written is not known" if maybe_written else "; nothing was written"
+        return self
 
 
 class BackendUnavailable(BackendError):
@@ -127,7 +167,16 @@ class BackendUnavailable(BackendError):
 
 
 class BackendTimeout(BackendError):
-    """The backend did not answer in time. A write may or may not have happened; the message says which is known."""
+    """The backend did not answer in time, or was locked too long."""
+
+
+@contextmanager
+def after_write() -> Iterator[None]:
+    """What fails inside fails behind a write, which may count although this did not."""
+    try:
+        yield
+    except BackendError as error:
+        raise error.at().tell(maybe_written=True) from error.__cause__
 
 
 def backend_error(error: Exception) -> KVStoreError:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import orjson
 
-from kvstore.errors import BackendTimeout, BackendUnavailable, CorruptValueError
+from kvstore.errors import BackendTimeout, BackendUnavailable, CorruptValueError, after_write
 from kvstore.storage import Storage
 from kvstore.values import MISSING, NEVER, encode
 from persistence.errors import ConflictError
@@ -143,15 +143,16 @@ class Appender:
             return None
         if not await storage.add_item(entry, value, NEVER):
             return None
-        try:
-            found = await self._reader.stored([key] if before is None else [key, before])
-            if parse_head(key, found[key]).reaches(head.generation, first) and (
-                before is None or parse_entry(before, found[before] or b"").end == tail.messages
-            ):
-                return then
-        except CorruptValueError:  # who looks for the end is told
-            pass
-        await storage.remove_item(entry)
+        with after_write():
+            try:
+                found = await self._reader.stored([key] if before is None else [key, before])
+                if parse_head(key, found[key]).reaches(head.generation, first) and (
+                    before is None or parse_entry(before, found[before] or b"").end == tail.messages
+                ):
+                    return then
+            except CorruptValueError:  # who looks for the end is told
+                pass
+            await storage.remove_item(entry)
         return None
 
 

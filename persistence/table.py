@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import orjson
 
-from kvstore.errors import CorruptValueError, InvalidKeyError, InvalidValueError
+from kvstore.errors import CorruptValueError, InvalidKeyError, InvalidValueError, after_write
 from kvstore.keys import unescape_segment
 from kvstore.keyspace import at
 from kvstore.storage import Storage
@@ -110,9 +110,10 @@ class Table(Generic[R]):
         entered |= dict.fromkeys(fresh, await self._enter(fresh))
         if not await storage.compare_and_set(key, as_read(old), new, NEVER):
             return False
-        if fresh:  # a repair may have taken one away that the record did not call for yet
-            await self.mend(key, new)
-        await self._drop(key, {entry: mark for entry, mark in (entered | marks).items() if entry not in after})
+        with after_write():
+            if fresh:  # a repair may have taken one away that the record did not call for yet
+                await self.mend(key, new)
+            await self._drop(key, {entry: mark for entry, mark in (entered | marks).items() if entry not in after})
         return True
 
     async def marks(self, entries: Collection[str]) -> dict[str, object]:

@@ -113,6 +113,22 @@ def test_what_an_error_knows_already_is_kept_in_the_copy_that_says_more() -> Non
 
 
 @in_loop
+async def test_E1_a_backends_error_tells_whether_anything_may_be_written_once_and_wherever_it_goes() -> None:
+    for maybe, said in ((None, ""), (True, "; whether anything was written is not known"), (False, "; nothing was written")):
+        error = BackendTimeout("no answer", maybe_written=maybe)
+        for one in (error, error.at("set_item", "a").at("set_item"), pickle.loads(pickle.dumps(error))):
+            assert one.maybe_written is (maybe is not False)
+            assert str(one).partition(" (")[0] == f"no answer{said}"
+        storage = create_storage(Failing(error))
+        for call in (storage.get_item("a"), storage.get_items(["a", "b"]), storage.get_keys(), storage.count()):
+            with pytest.raises(BackendTimeout) as caught:
+                await call
+            assert not caught.value.maybe_written, "a call that only reads writes nothing"
+            assert "written" not in str(caught.value)
+    assert not InvalidValueError("no value").maybe_written
+
+
+@in_loop
 async def test_every_call_names_itself_its_key_and_its_mount() -> None:
     cause = OSError("disk on fire")
     storage = create_storage().mount("far/away", Failing(cause))

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from persistence_helpers import KINDS, Store, Wrapped, assert_clean, ids, image, message, run, session
+from persistence_helpers import KINDS, Steps, Store, Wrapped, assert_clean, ids, image, message, run, session
 from running import in_loop
 
 from kvstore import BackendError, BackendUnavailable, ClosedError, Driver, Expect, Write
-from persistence import ConflictError, Container, Persistence, RecordNotFoundError
+from kvstore.drivers.memory import MemoryDriver
+from persistence import ConflictError, Container, Image, Persistence, RecordNotFoundError, create_persistence
 
 
 @pytest.fixture(params=KINDS)
@@ -204,6 +205,56 @@ async def test_a_message_that_the_backend_refuses_fails_alone(tmp_path: Path) ->
         assert all(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
         driver.away = False
         assert await add("s1", message("back")) == 7
+
+
+class Gone(Steps):
+    """Can't be reached any more after so many calls."""
+
+    left = 1_000
+
+    def _call(self) -> None:
+        if self.left == 0:
+            raise BackendUnavailable("gone", maybe_written=False)
+        self.left -= 1
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        self._call()
+        return await super().read(keys)
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        self._call()
+        return await super().write(writes, expect)
+
+
+@in_loop
+async def test_P4_what_fails_behind_the_step_that_counts_is_maybe_written() -> None:
+    """Else whoever repeats it adds a message twice, or changes a record twice."""
+    driver = Gone(MemoryDriver())
+    async with create_persistence(driver) as persistence:
+        sessions, images = persistence.sessions, persistence.images
+        await images.save(Image(image_id="i1", container_id="c1", session_id="s1", name="0"))
+        await sessions.add_message("s1", message("m0"))
+
+        def renamed(image: Image) -> Image:
+            image.name += "+"
+            return image
+
+        async def state() -> tuple[int, Image | None]:
+            return await sessions.count_messages("s1"), await images.get("i1")
+
+        for call in (lambda: sessions.add_message("s1", message("m")), lambda: images.update("i1", renamed)):
+            outcomes: set[tuple[bool, bool]] = set()
+            for left in range(9):
+                before = await state()
+                driver.left = left
+                try:
+                    await call()
+                except BackendUnavailable as error:
+                    driver.left = 1_000
+                    outcomes.add((before != await state(), error.maybe_written))
+                driver.left = 1_000
+            assert outcomes >= {(False, False), (True, True)}
+            assert (True, False) not in outcomes
 
 
 @in_loop

@@ -170,7 +170,7 @@ class DiskcacheDriver(Driver):
     def _connection(self) -> sqlite3.Connection:
         """This thread's."""
         if self._cache is None:
-            raise BackendUnavailable("the cache was closed")
+            raise BackendUnavailable("the cache was closed", maybe_written=False)
         connection: sqlite3.Connection = self._cache._con
         return connection
 
@@ -230,7 +230,7 @@ class DiskcacheDriver(Driver):
             more = sum(row[4] + len(row[7] or b"") for row in sets)
             if self._cache.volume() + more > self._size_limit:
                 raise BackendError(
-                    f"{self._path} has reached its size_limit of {self._size_limit:,} bytes; nothing was written"
+                    f"{self._path} has reached its size_limit of {self._size_limit:,} bytes", maybe_written=False
                 )
 
     def _names(self, where: str, *arguments: object) -> list[str]:

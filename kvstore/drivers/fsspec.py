@@ -132,7 +132,7 @@ class FsspecDriver(Driver):
             async with asyncio.timeout(self._connect_timeout):
                 fs, root = await asyncio.to_thread(self._made)
         except TimeoutError as error:
-            raise BackendUnavailable(f"no connection in {self._connect_timeout:g} seconds") from error
+            raise BackendUnavailable(f"no connection in {self._connect_timeout:g} seconds", maybe_written=False) from error
         asynchronous = bool(fs.async_impl and fs.asynchronous)
         settings: dict[str, Any] = {
             "connect_timeout": self._connect_timeout,
@@ -205,7 +205,9 @@ class FsspecDriver(Driver):
             raise ConfigError(f"no file system is made of this: {self._telling.clean(error)}", driver="fsspec") from None
         except Exception as error:
             said = f"{type(error).__name__}: {self._telling.clean(error)}"
-            raise BackendUnavailable(f"the file system can't be reached: {said}") from self._telling.cause(error)
+            raise BackendUnavailable(f"the file system can't be reached: {said}", maybe_written=False) from self._telling.cause(
+                error
+            )
         return fs, path
 
     async def aclose(self) -> None:
@@ -226,7 +228,7 @@ class FsspecDriver(Driver):
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
         if not expect:
-            return await self._run(lambda listing: listing.objects.write(writes), writes=True)
+            return await self._run(lambda listing: listing.objects.write(writes), writes=True, whole=len(writes) == 1)
         if not self._s3:
             raise UnsupportedOperation("this file system keeps no conditions")
         if len(writes) != 1 or [*expect] != [writes[0][0]]:
@@ -250,12 +252,13 @@ class FsspecDriver(Driver):
         return await self._run(lambda listing: listing.scan(prefix, after, limit, reverse=reverse))
 
     async def clear(self, prefix: str) -> int:
-        return await self._run(lambda listing: listing.clear(prefix), writes=True)
+        return await self._run(lambda listing: listing.clear(prefix), writes=True, whole=False)
 
     async def sweep(self) -> int | None:
         return await self._run(Listing.sweep, writes=True)
 
-    async def _run(self, work: Callable[[Listing], Coroutine[Any, Any, T]], *, writes: bool = False) -> T:
+    async def _run(self, work: Callable[[Listing], Coroutine[Any, Any, T]], *, writes: bool = False, whole: bool = True) -> T:
+        """Not `whole`: it writes several objects, of which one may fail when others are done."""
         if (listing := self._listing) is None:
             raise closed()
         try:
@@ -267,7 +270,7 @@ class FsspecDriver(Driver):
         except BackendError as error:
             if not writes:
                 raise
-            raise type(error)(f"{error.message}; whether anything was written is not known") from error.__cause__
+            raise type(error)(error.message, maybe_written=error.maybe_written or not whole) from error.__cause__
 
 
 def _parsed(url: str) -> tuple[str, dict[str, Any], Parts]:

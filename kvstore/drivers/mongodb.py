@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kvstore.clock import Clock
 from kvstore.driver import PAGE, Capabilities, Driver, Event, Expect, Stat, Write
-from kvstore.drivers._mongodb.client import as_kvstore_error, close, made, prepared, set_by_server
+from kvstore.drivers._mongodb.client import as_kvstore_error, close, made, prepared, set_by_server, was_not_sent
 from kvstore.drivers._mongodb.documents import EXPIRY, REVISION, Document, Documents, date, stat_of, value_of
 from kvstore.drivers._mongodb.transactions import commit
 from kvstore.drivers._mongodb.writing import clear, swap, sweep, update, write_each
@@ -122,9 +122,9 @@ class MongodbDriver(Driver):
             with pymongo.timeout(self._connect_timeout):
                 collection = await prepared(client, self._database, self._name, self._time, replica_set=self._replica_set)
         except pymongo.errors.PyMongoError as error:
-            reason = as_kvstore_error(error, self._connect_timeout)
+            reason = as_kvstore_error(error, self._connect_timeout, maybe_written=False)
             if isinstance(reason, BackendTimeout):
-                reason = BackendUnavailable(f"no answer from MongoDB in {self._connect_timeout:g} seconds")
+                reason = BackendUnavailable(f"no answer from MongoDB in {self._connect_timeout:g} seconds", maybe_written=False)
             raise reason from error
         except RuntimeError as error:
             if self._given is None:
@@ -168,7 +168,7 @@ class MongodbDriver(Driver):
         if self._replica_set and not alone:
             return await self._call(lambda documents: commit(documents, writes, expect or {}), writes=True)
         if not expect:
-            return await self._call(lambda documents: write_each(documents, writes), writes=True)
+            return await self._call(lambda documents: write_each(documents, writes), writes=True, whole=len(writes) == 1)
         if not alone:
             raise UnsupportedOperation("conditions on other keys than the one written need a replica set (replica_set=True)")
         return await self._call(lambda documents: swap(documents, writes[0], expect[writes[0][0]]), writes=True)
@@ -186,7 +186,7 @@ class MongodbDriver(Driver):
         total, last = 0, None
         while page := await self.scan(prefix, after=last, limit=5 * PAGE, reverse=False):
             last = page[-1]
-            total += await self._call(partial(clear, prefix=prefix, last=last), writes=True)
+            total += await self._call(partial(clear, prefix=prefix, last=last), writes=True, whole=False)
         return total
 
     async def sweep(self) -> int | None:
@@ -225,18 +225,20 @@ class MongodbDriver(Driver):
         except PyMongoError as error:
             raise as_kvstore_error(error, self._timeout) from error
 
-    async def _call(self, call: Callable[[Documents], Awaitable[T]], *, writes: bool = False) -> T:
+    async def _call(self, call: Callable[[Documents], Awaitable[T]], *, writes: bool = False, whole: bool = True) -> T:
+        """Not `whole`: it writes by several commands, of which one may fail when others are done."""
         import pymongo
         from pymongo.errors import PyMongoError
 
         if self._documents is None:
-            raise BackendUnavailable("the connection was closed")
+            raise BackendUnavailable("the connection was closed", maybe_written=False)
         began = time.monotonic()
         try:
             with pymongo.timeout(self._timeout):
                 return await call(self._documents)
         except PyMongoError as error:
-            raise as_kvstore_error(error, time.monotonic() - began, writes=writes) from error
+            maybe_written = not (whole and was_not_sent(error)) if writes else None
+            raise as_kvstore_error(error, time.monotonic() - began, maybe_written=maybe_written) from error
 
 
 def _imported() -> Any:

@@ -220,7 +220,7 @@ class _Mysql(Server):
         if code in _FORGOTTEN:
             return Fault(BackendError, message, again=True, usable=False)
         if code in _TOO_LATE:
-            return Fault(BackendTimeout, f"{message}; nothing was written")
+            return Fault(BackendTimeout, message)
         if code in _NO_LOGIN:
             return Fault(BackendUnavailable, message)
         if code in _LOST:

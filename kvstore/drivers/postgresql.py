@@ -193,7 +193,7 @@ class _Postgresql(Server):
         if code == _FORGOTTEN:
             return Fault(BackendError, message, again=True, usable=False)
         if code in _TOO_LATE:
-            return Fault(BackendTimeout, f"{message}; nothing was written")
+            return Fault(BackendTimeout, message)
         if code.startswith(_UNREACHABLE):
             return Fault(BackendUnavailable, message, usable=code in ("42501", "25006"))
         return Fault(BackendError, message)

@@ -110,7 +110,7 @@ class RedisDriver(Driver):
             began = time.monotonic()
             [now] = await self._script(scripts.TIME)
         except KVStoreError as error:
-            raise BackendUnavailable(error.message) from error.__cause__
+            raise BackendUnavailable(error.message, maybe_written=False) from error.__cause__
         self._time.set(now + _since(began))  # of what it may be by now the latest: nothing expires early
 
     async def settle(self) -> None:

@@ -57,5 +57,5 @@ def _of_one(key: str, folder: str) -> Iterator[None]:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = f"the disk of {folder} is full; nothing was written" if full else f"{error.filename or folder}: {error.strerror}"
-        raise BackendError(what, key=key) from error
+        what = f"the disk of {folder} is full" if full else f"{error.filename or folder}: {error.strerror}"
+        raise BackendError(what, key=key, maybe_written=False if full else None) from error

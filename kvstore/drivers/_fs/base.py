@@ -135,7 +135,7 @@ class Base:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise BackendTimeout(
-                        f"{self.path} was locked by another process for {self._timeout:g} seconds; nothing was written"
+                        f"{self.path} was locked by another process for {self._timeout:g} seconds", maybe_written=False
                     ) from None
                 time.sleep(pause)
                 pause = min(pause * 2, 0.005)

@@ -49,9 +49,9 @@ class FileStore(Store):
                     with suppress(FileNotFoundError):
                         await self._call("rm_file", path)
         except (BackendTimeout, TimeoutError) as error:
-            raise BackendUnavailable(f"no answer in {self._connect_timeout:g} seconds") from error
+            raise BackendUnavailable(f"no answer in {self._connect_timeout:g} seconds", maybe_written=False) from error
         except OSError as error:
-            raise BackendUnavailable(self._telling.clean(error)) from self._telling.cause(error)
+            raise BackendUnavailable(self._telling.clean(error), maybe_written=False) from self._telling.cause(error)
 
     async def aclose(self) -> None:
         threads, self._threads = self._threads, None

@@ -22,6 +22,7 @@ from kvstore.errors import (
     BackendUnavailable,
     KVStoreError,
     UnsupportedOperation,
+    after_write,
 )
 
 _PIECE = 2**20
@@ -77,13 +78,13 @@ class S3Store(Store):
                 await self._fs.set_session()
                 await self._told(lambda: self._call("list_objects_v2", Prefix=self._prefix, MaxKeys=1))
         except TimeoutError as error:
-            raise BackendUnavailable(f"no answer from S3 in {self._connect_timeout:g} seconds") from error
+            raise _unusable(f"no answer from S3 in {self._connect_timeout:g} seconds") from error
         except KVStoreError as error:
-            raise BackendUnavailable(f"S3 can't be used: {error.message}") from error.__cause__
+            raise _unusable(f"S3 can't be used: {error.message}") from error.__cause__
         except _Code as code:
-            raise BackendUnavailable(f"S3 can't be used: {code.error().message}") from code.cause
+            raise _unusable(f"S3 can't be used: {code.error().message}") from code.cause
         except Exception as error:  # a profile that is not there, a URL that is none
-            raise BackendUnavailable(f"S3 can't be used: {self._telling.clean(error)}") from self._telling.cause(error)
+            raise _unusable(f"S3 can't be used: {self._telling.clean(error)}") from self._telling.cause(error)
 
     async def aclose(self) -> None:
         if self._own and (client := self._fs._s3) is not None:
@@ -141,7 +142,8 @@ class S3Store(Store):
         except _Code as code:
             if match is not None and code.code in _FAILED:
                 # A client that sends again what got no answer fails against itself.
-                found = await self.get(name, 1)
+                with after_write():
+                    found = await self.get(name, 1)
                 return found is not None and found.revision == metadata[_REVISION]
             if not sure and match is not None and code.code in _UNKNOWN:
                 return await self._put(name, data, None)
@@ -249,7 +251,7 @@ class S3Store(Store):
                 raise
             except Exception as error:
                 if not (again and isinstance(error, lost) and attempt == 1):
-                    raise self._error(error) from self._telling.cause(error)
+                    raise self._error(error, first=attempt == 1) from self._telling.cause(error)
             await asyncio.sleep((0.05 + random.random() / 20) * 2**attempt)
         raise AssertionError("the last attempt raises")
 
@@ -272,7 +274,7 @@ class S3Store(Store):
                 now = int(parsedate_to_datetime(headers["date"]).timestamp() * 1000)
                 self._clock.set(now, within=1000 + int(seconds * 1000))
 
-    def _error(self, error: Exception) -> KVStoreError:
+    def _error(self, error: Exception, *, first: bool) -> KVStoreError:
         exceptions = _exceptions()
         said = self._telling.clean(error)
         if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
@@ -280,7 +282,8 @@ class S3Store(Store):
         if isinstance(
             error, exceptions.ConnectTimeoutError | exceptions.EndpointConnectionError | exceptions.ProxyConnectionError
         ):
-            return BackendUnavailable(f"no connection to S3: {said}")
+            # An attempt before may have been the one that counts.
+            return BackendUnavailable(f"no connection to S3: {said}", maybe_written=False if first else None)
         if isinstance(error, TimeoutError | exceptions.ReadTimeoutError):
             return BackendTimeout(f"S3 did not answer in {self._timeout:g} seconds")
         if isinstance(error, exceptions.TokenRetrievalError | exceptions.CredentialRetrievalError):
@@ -288,6 +291,10 @@ class S3Store(Store):
         if isinstance(error, OSError | exceptions.HTTPClientError) or type(error).__module__.startswith("aiohttp"):
             return BackendUnavailable(f"the connection to S3 failed: {said}")
         return BackendError(f"S3: {said}")
+
+
+def _unusable(message: str) -> BackendUnavailable:
+    return BackendUnavailable(message, maybe_written=False)
 
 
 def _exceptions() -> Any:

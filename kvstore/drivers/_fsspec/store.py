@@ -131,4 +131,4 @@ def _secrets(options: object, name: str = "") -> set[str]:
 
 
 def closed() -> BackendUnavailable:
-    return BackendUnavailable("the connection was closed")
+    return BackendUnavailable("the connection was closed", maybe_written=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvstore.clock import Clock
 from kvstore.drivers._mongodb.documents import EXPIRY
 from kvstore.drivers._options import unclear_url
-from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError, KVStoreError
+from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from pymongo import AsyncMongoClient
@@ -101,20 +101,26 @@ async def set_by_server(clock: Clock, collection: Collection) -> dict[str, Any]:
     return hello
 
 
-def as_kvstore_error(error: PyMongoError, seconds: float, *, writes: bool = False) -> KVStoreError:
+def was_not_sent(error: PyMongoError) -> bool:
+    """Whether the command that raised it never left. PyMongo raises another error if it was sent before, and lost."""
+    from pymongo.errors import ServerSelectionTimeoutError
+
+    return isinstance(error, ServerSelectionTimeoutError) and not error.has_error_label("UnknownTransactionCommitResult")
+
+
+def as_kvstore_error(error: PyMongoError, seconds: float, *, maybe_written: bool | None = None) -> BackendError:
     """`error`, which came after `seconds`, as one of kvstore's."""
     from pymongo import errors
 
-    done = "; whether anything was written is not known" if writes else ""
     code = error.code if isinstance(error, errors.OperationFailure) else None
     if code in _REFUSED:
-        return BackendUnavailable(f"MongoDB refuses the login or the command: {_told(error)}")
+        return BackendUnavailable(f"MongoDB refuses the login or the command: {_told(error)}", maybe_written=maybe_written)
     if isinstance(error, errors.ServerSelectionTimeoutError):
-        return BackendUnavailable(f"no MongoDB server answers: {_told(error)}{done}")
+        return BackendUnavailable(f"no MongoDB server answers: {_told(error)}", maybe_written=maybe_written)
     if error.timeout:
-        return BackendTimeout(f"MongoDB did not answer in {seconds:.1f} seconds{done}")
+        return BackendTimeout(f"MongoDB did not answer in {seconds:.1f} seconds", maybe_written=maybe_written)
     if isinstance(error, errors.ConnectionFailure | errors.InvalidOperation):
-        return BackendUnavailable(f"the connection to MongoDB failed: {_told(error)}{done}")
+        return BackendUnavailable(f"the connection to MongoDB failed: {_told(error)}", maybe_written=maybe_written)
     return BackendError(f"MongoDB: {_told(error)}")
 
 

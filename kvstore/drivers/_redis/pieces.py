@@ -62,7 +62,7 @@ class Pieces:
             piece = bytes(memoryview(data)[start : start + PIECE])
             if await self._server.command("APPEND", part, piece, writes=True) != start + len(piece):
                 await self._server.command("DEL", part, writes=True)
-                raise BackendError(scripts.LOST)
+                raise BackendError(scripts.LOST, maybe_written=False)
         return part
 
     async def packed(self, writes: Sequence[Write], expect: Expect) -> tuple[list[Any], list[str]]:

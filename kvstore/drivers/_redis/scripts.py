@@ -7,10 +7,10 @@ channel of changes, `ARGV[4]` who makes them, `ARGV[5]` whether to keep all that
 Keys that the server has expired are still in the index; what looks at the index takes them out first.
 """
 
-LOST = "LOST a part of a value was lost on the server; nothing was written"
+LOST = "LOST a part of a value was lost on the server"
 """What was sent before is not there any more: evicted, or the server was started anew."""
 
-FENCED = "FENCED another write was given up before; nothing was written"
+FENCED = "FENCED another write was given up before"
 
 _HEAD = """
 local index, expiring, written = KEYS[1], KEYS[2], KEYS[3]

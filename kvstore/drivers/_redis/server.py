@@ -120,7 +120,7 @@ class Server:
 
         wire = self._wire
         if wire is None:
-            raise BackendUnavailable("the connection was closed")
+            raise BackendUnavailable("the connection was closed", maybe_written=False)
         began = time.monotonic()
         try:
             async with self._room:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _TRIES = 20
 _INSTALLED_AS = {"psycopg": "psycopg[binary]"}
-_UNKNOWN = "; whether anything was written is not known"
 
 T = TypeVar("T")
 Work = Callable[[Connection], Awaitable[T]]
@@ -89,13 +88,12 @@ class Pool:
                     except Exception as error:
                         fault = self._fault(error)
                         if not (fault.again and tries_left):
-                            unknown = _UNKNOWN if writes and not fault.usable else ""
-                            raise fault.kind(f"{fault.message}{unknown}") from error
+                            raise fault.kind(fault.message, maybe_written=writes and not fault.usable) from error
                     await asyncio.sleep(random.uniform(0, 0.02))
         except TimeoutError as error:
             seconds = time.monotonic() - began
             raise BackendTimeout(
-                f"{self._server.name} did not answer in {seconds:.1f} seconds{_UNKNOWN if writes else ''}"
+                f"{self._server.name} did not answer in {seconds:.1f} seconds", maybe_written=writes
             ) from error
         raise AssertionError("the last try returns or raises")
 
@@ -150,7 +148,7 @@ class Pool:
 
     async def _opened(self) -> Connection:
         if self._engine is None:
-            raise BackendUnavailable("the connection was closed")
+            raise BackendUnavailable("the connection was closed", maybe_written=False)
         try:
             async with asyncio.timeout(self._connect_timeout):
                 connection = await connected(self._engine)
@@ -162,7 +160,9 @@ class Pool:
                     raise
                 return connection
         except TimeoutError as error:
-            raise BackendUnavailable(f"no connection to {self._server.name} in {self._connect_timeout:g} seconds") from error
+            raise BackendUnavailable(
+                f"no connection to {self._server.name} in {self._connect_timeout:g} seconds", maybe_written=False
+            ) from error
         except ModuleNotFoundError as error:
             raise self._missing(str(error.name)) from error
         except UnicodeError:  # which shows what it is about; asyncmy's passwords are Latin-1
@@ -170,7 +170,7 @@ class Pool:
         except Exception as error:
             fault = self._fault(error)
             kind = BackendUnavailable if fault.kind is BackendError else fault.kind
-            raise kind(f"{fault.message}; nothing was written") from error
+            raise kind(fault.message, maybe_written=False) from error
 
     def _fault(self, error: BaseException) -> Fault:
         known = self._server.fault(error)

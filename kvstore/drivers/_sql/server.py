@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from kvstore.drivers._sql.connection import Connection, transaction
 from kvstore.drivers._sql.statements import PIECE, Statements
-from kvstore.errors import BackendError, KVStoreError
+from kvstore.errors import BackendError
 
 VERSIONS = "kvstore_schema"
 """The table that tells the schema's version, by table."""
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 class Fault(NamedTuple):
     """What an error of the server means."""
 
-    kind: type[KVStoreError]
+    kind: type[BackendError]
     message: str
     again: bool = False
     """Nothing was done, and the next time it may be."""

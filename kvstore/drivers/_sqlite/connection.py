@@ -56,17 +56,17 @@ def as_kvstore_error(error: sqlite3.Error, path: str, timeout: float) -> KVStore
     """What to tell the caller."""
     code = _code(error)
     if code in _BUSY:
-        return BackendTimeout(f"{path} was locked by another program for {timeout:g} seconds; nothing was written")
+        return BackendTimeout(f"{path} was locked by another program for {timeout:g} seconds", maybe_written=False)
     if code in _DAMAGED:
         return CorruptValueError(f"{path} is damaged or no SQLite database: {error}")
     if code in _UNREACHABLE:
         return BackendUnavailable(f"{path} can't be opened: {error}; are its directory and permissions right?")
     if code == sqlite3.SQLITE_FULL:
-        return BackendError(f"the disk of {path} is full; nothing was written")
+        return BackendError(f"the disk of {path} is full", maybe_written=False)
     if code == sqlite3.SQLITE_READONLY:
-        return BackendError(f"{path} can only be read; nothing was written")
+        return BackendError(f"{path} can only be read", maybe_written=False)
     if code == sqlite3.SQLITE_TOOBIG:
-        return BackendError("the value is too large for SQLite; nothing was written")
+        return BackendError("the value is too large for SQLite", maybe_written=False)
     return BackendError(f"{path}: {error}")
 
 

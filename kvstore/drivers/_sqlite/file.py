@@ -162,5 +162,5 @@ class File:
 
 def _open_one(connection: sqlite3.Connection | None) -> sqlite3.Connection:
     if connection is None:
-        raise BackendUnavailable("the database was closed")
+        raise BackendUnavailable("the database was closed", maybe_written=False)
     return connection
