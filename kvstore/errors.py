@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -122,6 +122,14 @@ def install(extra: str) -> str:
         required = []
     packages = [line.partition(";")[0].strip() for line in required if line.endswith((f"'{extra}'", f'"{extra}"'))]
     return "pip install " + " ".join(f'"{package}"' for package in packages or [f"{Path(__file__).parent.parent}[{extra}]"])
+
+
+def closest(name: str, known: Collection[str], *, meant: str | None = None) -> str:
+    """The end of a message about an unknown name: `meant`, the closest of those `known`, or them all."""
+    from difflib import get_close_matches
+
+    close = [meant] if meant else get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known) or 'none'}"
 
 
 class ConfigError(KVStoreError):

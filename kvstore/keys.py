@@ -96,8 +96,11 @@ def join_key(*parts: str) -> str:
     """
     for part in parts:
         if not isinstance(part, str):
-            raise InvalidKeyError(f"a key is text, not {type(part).__name__}", key=part)
-    return normalize_key(":".join(parts))
+            raise InvalidKeyError(f"a key is text, not {type(part).__name__}", operation="join_key", key=part)
+    try:
+        return normalize_key(":".join(parts))
+    except InvalidKeyError as error:
+        raise error.at("join_key") from error.__cause__
 
 
 def below(base: str) -> str:
@@ -134,14 +137,14 @@ def escape_segment(text: str) -> str:
     Raises `InvalidKeyError` for a lone surrogate.
     """
     if not isinstance(text, str):
-        raise InvalidKeyError(f"a segment is text, not {type(text).__name__}", key=text)
+        raise InvalidKeyError(f"a segment is text, not {type(text).__name__}", operation="escape_segment", key=text)
     if text in (".", "..", ""):
         return text.replace(".", "%2E") or "%"
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InvalidKeyError("a segment can't hold a lone surrogate", key=text) from error
+            raise InvalidKeyError("a segment can't hold a lone surrogate", operation="escape_segment", key=text) from error
     return _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", text)
 
 
@@ -151,4 +154,4 @@ def unescape_segment(segment: str) -> str:
         text = "" if segment == "%" else unquote(segment, errors="replace") if _ESCAPE.search(segment) else segment
         if escape_segment(text) == segment:
             return text
-    raise InvalidKeyError("this is not an escaped segment", key=segment)
+    raise InvalidKeyError("this is not an escaped segment", operation="unescape_segment", key=segment)

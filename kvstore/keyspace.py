@@ -184,11 +184,11 @@ class Keyspace:
             async for page in pages(self.table, prefix, after=behind, limit=limit, reverse=reverse, depth=max_depth):
                 yield [key[len(self.prefix) :] for key in page] if self.prefix else page
         except KVStoreError as error:
-            raise error.at(operation, base) from error.__cause__
+            raise error.at(operation, base or None) from error.__cause__
 
     def shares(self, operation: str, base: str) -> list[tuple[Mount, str, list[str]]]:
         """The mounts below `base`, each with the prefix to look below and the prefixes that others mask of it."""
-        with during(operation, base):
+        with during(operation, base or None):
             prefix = self.below(base)
             mounts = self.table.touched(prefix)
         shares = []
@@ -269,6 +269,16 @@ def during(operation: str, key: object = None) -> Iterator[None]:
         yield
     except KVStoreError as error:
         raise error.at(operation, key) from error.__cause__
+
+
+@contextmanager
+def inside(operation: str) -> Iterator[None]:
+    """Errors of the calls inside say the one that they are a step of."""
+    try:
+        yield
+    except KVStoreError as error:
+        error.operation = operation
+        raise
 
 
 def at(error: KVStoreError, operation: str, key: object, mount: Mount | None) -> KVStoreError:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import importlib.metadata
+import importlib.util
 import inspect
 import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 import kvstore.drivers
 from kvstore.driver import Driver
-from kvstore.errors import ConfigError, DriverNotFoundError, MissingDependencyError
+from kvstore.errors import ConfigError, DriverNotFoundError, MissingDependencyError, closest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 DriverSpec = str | Driver
 """How a driver is named; see `create_storage`."""
@@ -40,6 +42,7 @@ _SCHEMES = {
     **dict.fromkeys(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "sftp", "ssh"), "fsspec"),
 }
 _WORD = r"[^\W\d]\w*"
+_FILE = re.compile(r"\.(db|sqlite\d?|json|toml)$")
 _NAME = re.compile(rf"{_WORD}(?:\.{_WORD})*(?::{_WORD})?")
 
 
@@ -50,8 +53,8 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any], also: Collectio
     """
     if isinstance(spec, Driver):
         for option in options:
-            closest = _closest(option, [*also])
-            raise ConfigError(f"a driver that is made already takes no option {option!r}{closest}", driver=spec.name)
+            hint = closest(option, [*also])
+            raise ConfigError(f"a driver that is made already takes no option {option!r}{hint}", driver=spec.name)
         return spec
     if isinstance(spec, type) and issubclass(spec, Driver):
         raise ConfigError(f"{spec.__name__} is a class: give an instance, or name it as '{spec.__module__}:{spec.__name__}'")
@@ -85,7 +88,13 @@ def split_spec(spec: str) -> tuple[str, bool]:
 
 def driver_names() -> list[str]:
     """The short names that can be used here: the built-in ones and those of entry points."""
-    return sorted({*_built_in(), *(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))})
+    return sorted({*_built_in(), *(point.name for point in _entry_points())})
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # which takes 11 ms, and most programs name a built-in driver
+
+    return entry_points(group=ENTRY_POINTS)
 
 
 def _built_in() -> list[str]:
@@ -107,16 +116,19 @@ def _named(name: str) -> type[Driver]:
         try:
             return _only_driver(_import(f"kvstore.drivers.{name}", name))
         except DriverNotFoundError:
-            for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
-                return _registered(point)
+            for point in _entry_points():
+                if point.name == name:
+                    return _registered(point)
     raise _unknown(name)
 
 
 def _unknown(name: str) -> DriverNotFoundError:
-    if re.search(r"\.(db|sqlite\d?|json|toml)$", name):
+    if _FILE.search(name):
         return DriverNotFoundError(f"there is no driver {name!r}; a file is an option, as in 'sqlite', path={name!r}")
-    known = driver_names()
-    return DriverNotFoundError(f"there is no driver {name!r}{_closest(name, known, meant=_SCHEMES.get(name))}")
+    hint = closest(name, driver_names(), meant=_SCHEMES.get(name))
+    if "did you mean" not in hint and name.isidentifier() and importlib.util.find_spec(name) is not None:
+        hint = f"; a module is named with its driver class, as '{name}:Class'"
+    return DriverNotFoundError(f"there is no driver {name!r}{hint}")
 
 
 def _misnamed(text: str) -> str:
@@ -132,7 +144,7 @@ def _misnamed(text: str) -> str:
     return f"there is no driver of such a name, which is a short one, a module or 'module:Class'; {such}"
 
 
-def _registered(point: importlib.metadata.EntryPoint) -> type[Driver]:
+def _registered(point: EntryPoint) -> type[Driver]:
     """What a package registers under `ENTRY_POINTS`: a driver class, or a module that has one."""
     found: Any = _import(point.module, point.name)
     if not point.attr:
@@ -151,7 +163,9 @@ def _import(module: str, name: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
-            raise _unknown(name) from error
+            if module == f"kvstore.drivers.{name}" or _FILE.search(name):
+                raise _unknown(name) from error
+            raise DriverNotFoundError(f"there is no driver {name!r}: no module {error.name!r} can be imported") from error
         if error.name in sys.stdlib_module_names:
             raise MissingDependencyError(f"driver {name!r} does not run on {sys.platform}: it needs {error.name}") from error
         raise MissingDependencyError(f"driver {name!r} needs the package {error.name!r}: pip install {error.name}") from error
@@ -188,7 +202,7 @@ def _checked_options(cls: type[Driver], options: Mapping[str, Any], also: Collec
         return checked
     for option in options:
         if option not in parameters:
-            raise ConfigError(f"there is no option {option!r}{_closest(option, [*parameters, *also])}", driver=name)
+            raise ConfigError(f"there is no option {option!r}{closest(option, [*parameters, *also])}", driver=name)
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing and complete:
         raise ConfigError(f"option {missing[0]!r} is missing", driver=name)
@@ -219,8 +233,3 @@ def _checked_options(cls: type[Driver], options: Mapping[str, Any], also: Collec
 def read_text(text: str, kind: Any) -> Any:
     """What a text says as a value of `kind`. Raises `msgspec.ValidationError`, or `TypeError` for a kind unknown to msgspec."""
     return msgspec.convert(str(text), kind, strict=False)
-
-
-def _closest(name: str, known: list[str], *, meant: str | None = None) -> str:
-    close = [meant] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

@@ -13,7 +13,7 @@ from kvstore.driver import NOT_NOW, PAGE
 from kvstore.errors import InvalidValueError, KVStoreError, UnsupportedOperation
 from kvstore.expiry import Ttl
 from kvstore.keys import normalize_base
-from kvstore.keyspace import Keyspace, at, check_count, during, on_each
+from kvstore.keyspace import Keyspace, at, check_count, during, inside, on_each
 from kvstore.meta import Meta, meta_of
 from kvstore.mount import Mount, close_all
 from kvstore.mounts import MountTable
@@ -80,7 +80,7 @@ class Storage:
 
     def get_mounts(self, base: str = "") -> list[Mount]:
         """The mounts that a listing of `base` asks, the longest base first."""
-        with during("get_mounts", base):
+        with during("get_mounts", base or None):
             return self.keyspace.table.touched(self.keyspace.below(base))
 
     # One key
@@ -331,7 +331,7 @@ class Storage:
         """
         self.keyspace.check_open("get_keys")
         check_count("get_keys", "limit", limit)
-        with during("get_keys", base):
+        with during("get_keys", base or None):
             self.keyspace.below(base)
         found: list[str] = []
         if limit != 0:
@@ -357,7 +357,9 @@ class Storage:
         """The keys below `base` with their values, in order, in constant memory."""
         absent = object()
         async for page in self.keyspace.pages("iter_items", base):
-            for key, value in (await self.get_items(page, absent, type=type)).items():
+            with inside("iter_items"):
+                items = await self.get_items(page, absent, type=type)
+            for key, value in items.items():
                 if value is not absent:
                     yield key, value
 
@@ -370,7 +372,7 @@ class Storage:
                 for hidden in masked:
                     total -= await mount.run(partial(mount.driver.count, hidden), None)
             except KVStoreError as error:
-                raise at(error, "count", base, mount) from error.__cause__
+                raise at(error, "count", base or None, mount) from error.__cause__
         return total
 
     async def clear(self, base: str = "") -> int:
@@ -380,11 +382,11 @@ class Storage:
             try:
                 mount.check()
             except KVStoreError as error:
-                raise at(error, "clear", base, mount) from error.__cause__
+                raise at(error, "clear", base or None, mount) from error.__cause__
         counts = await on_each(
             shares,
             lambda mount: mount.clear_soon(*shares[mount]),
-            lambda mount, error: at(error, "clear", base, mount),
+            lambda mount, error: at(error, "clear", base or None, mount),
         )
         return sum(counts.values())
 
@@ -396,7 +398,7 @@ class Storage:
         listener that falls 100,000 events behind is told so by a `BackendError` where the next would come.
         """
         self.keyspace.check_open("watch")
-        with during("watch", base):
+        with during("watch", base or None):
             prefix = self.keyspace.below(base)
         async with self.keyspace.table.watch(prefix, len(self.keyspace.prefix)) as listener:
             yield listener
@@ -473,6 +475,6 @@ def prefix_storage(storage: Storage, base: str) -> Storage:
     """`storage` as seen from below `base`: keys go in and come out without it. Closing it leaves `storage` open."""
     seen = Storage()
     seen._owner = False
-    with during("prefix_storage", base):
+    with during("prefix_storage", base or None):
         seen._see(Keyspace(storage.keyspace.table, storage.keyspace.below(base)))
     return seen

@@ -10,6 +10,7 @@ from typing import Any
 from kvstore.batches import MAX_BATCH_BYTES
 from kvstore.driver import PAGE, Driver, Stat, Write
 from kvstore.errors import InvalidValueError, KVStoreError, UnsupportedOperation
+from kvstore.keyspace import inside
 from kvstore.mount import Mount
 from kvstore.storage import Storage, prefix_storage
 from kvstore.wrapper import Wrapper
@@ -17,12 +18,14 @@ from kvstore.wrapper import Wrapper
 
 async def snapshot(storage: Storage, base: str = "") -> dict[str, Any]:
     """The JSON values below `base`, by key without it."""
-    return {key: value async for key, value in prefix_storage(storage, base).iter_items()}
+    with inside("snapshot"):
+        return {key: value async for key, value in prefix_storage(storage, base).iter_items()}
 
 
 async def restore_snapshot(storage: Storage, data: Mapping[str, Any], base: str = "") -> None:
     """Stores what `snapshot` gave below `base`. Other keys there stay."""
-    await prefix_storage(storage, base).set_items(data)
+    with inside("restore_snapshot"):
+        await prefix_storage(storage, base).set_items(data)
 
 
 async def copy(source: Storage, target: Storage, base: str = "", *, into: str | None = None, overwrite: bool = True) -> int:

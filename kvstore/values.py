@@ -97,8 +97,11 @@ def decode_as(data: bytes, type: Any) -> Any:
     except InvalidValueError:
         raise
     except Exception as error:  # of the type's own code too, such as its `__post_init__`
+        if isinstance(error, NOT_JSON) and not isinstance(error, msgspec.ValidationError):
+            raise not_json(error) from error
         name = type if get_origin(type) else getattr(type, "__name__", type)
-        raise CorruptValueError(f"what is stored is not a {name}: {error}") from error
+        article = "an" if str(name)[0] in "aeiou" else "a"
+        raise CorruptValueError(f"what is stored is not {article} {name}: {error}") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -147,7 +150,8 @@ def _json_form(value: object) -> object:
         form = msgspec.to_builtins(value, builtin_types=(datetime, bytes))  # bytes as a key are refused by orjson then
         _refuse_unsaid(value, kind.__name__, sys.maxsize)
         return form
-    raise TypeError(f"no JSON form for {kind.__name__}")
+    hint = "; of a Pydantic model give model_dump(mode='json')" if hasattr(kind, "model_dump") else ""
+    raise TypeError(f"no JSON form for {kind.__name__}{hint}")
 
 
 def _time_form(value: datetime) -> str:

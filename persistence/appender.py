@@ -171,5 +171,5 @@ def _check_count(session: str, tail: Tail, expected: int | None) -> None:
         raise ConflictError(
             f"the session has {tail.messages:,} messages, not {expected:,} as was expected; nothing was stored",
             operation="add_messages",
-            key=head_key(session),
+            key=f"messages:{session}",
         )

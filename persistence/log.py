@@ -148,7 +148,7 @@ class MessageLog:
         head = await self.reader.head(session)
         if head.generation is not None:
             text = "the session has a log of messages already; clear it first"
-            raise ConflictError(text, operation=operation, key=head_key(session))
+            raise ConflictError(text, operation=operation, key=f"messages:{session}")
         return head
 
     async def stage(self, session: str, old: Head, entries: Sequence[Entry]) -> Head | None:
@@ -252,4 +252,4 @@ def _messages(entries: Sequence[Entry]) -> list[Any]:
 
 def _no_message(session: str, message_id: str, operation: str) -> RecordNotFoundError:
     text = f"the session has no message {message_id!r}; nothing was changed"
-    return RecordNotFoundError(text, operation=operation, key=head_key(session))
+    return RecordNotFoundError(text, operation=operation, key=f"messages:{session}")

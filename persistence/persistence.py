@@ -48,12 +48,13 @@ class Persistence:
 
         Raises `ConfigError` for a class whose `__kind__` does not fit it, or has the name of another's.
         """
-        shape = Shape(type)
-        if shape.name in ("containers", "images", "sessions") or self._own.get(shape.name, (type,))[0] is not type:
-            raise ConfigError(f"there is another kind of records named {shape.name!r}")
-        if shape.name not in self._own:
-            _check(self.storage, (shape.name,))
-            self._own[shape.name] = (type, Records(self.storage, type))
+        with during("repository"):
+            shape = Shape(type)
+            if shape.name in ("containers", "images", "sessions") or self._own.get(shape.name, (type,))[0] is not type:
+                raise ConfigError(f"there is another kind of records named {shape.name!r}")
+            if shape.name not in self._own:
+                _check(self.storage, (shape.name,))
+                self._own[shape.name] = (type, Records(self.storage, type))
         return self._own[shape.name][1]
 
     async def repair(self) -> RepairReport:
@@ -96,7 +97,7 @@ def create_persistence(driver: str | Driver | Storage = "sqlite", /, **options: 
             raise ConfigError(f"a storage that is made already takes no options ({', '.join(options)})")
         return Persistence(driver)
     if "ttl" in options:
-        raise ConfigError("records do not expire: a persistence has no option 'ttl'")
+        raise ConfigError("records do not expire: a persistence has no option 'ttl'", operation="create_persistence")
     read_only = options.pop("read_only", False)
     with during("create_persistence"):
         made = resolve_driver(driver, placed(driver, options) if isinstance(driver, str) else options, ("read_only",))

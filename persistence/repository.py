@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic
@@ -28,6 +29,9 @@ class Page(Generic[R]):
 
     def __iter__(self) -> Iterator[R]:
         return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 class Repository(Generic[R]):
@@ -83,6 +87,9 @@ class Repository(Generic[R]):
             record = change(self.table.record(key, old))
             if not isinstance(record, shape.type):
                 text = f"change has to return the {shape.type.__name__}, not {type(record).__name__}"
+                if inspect.iscoroutine(record):
+                    record.close()
+                    text = "change is a plain function, not an async one"
                 raise InvalidValueError(text, operation=operation, key=key)
             now = now_ms()
             document = shape.document(record, operation, createdAt=created_at(old, now), updatedAt=now) | {"updatedAt": now}

@@ -7,7 +7,6 @@ seen from the record that it names.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 from msgspec import inspect
 
-from kvstore.errors import ConfigError, CorruptValueError, InvalidKeyError, InvalidValueError
+from kvstore.errors import ConfigError, CorruptValueError, InvalidKeyError, InvalidValueError, closest
 from kvstore.keys import escape_segment, unescape_segment
 from kvstore.values import decode, encode
 from persistence.records import AT_SAVE, Kind, Record
@@ -102,9 +101,9 @@ class Shape(Generic[R]):
         """What is asked for by JSON member, in the order of the indexes. Raises `InvalidValueError` for what has no index."""
         for field, value in given.items():
             if field not in self.indexes:
-                close = difflib.get_close_matches(field, self.indexes, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(self.indexes) or 'none'}"
-                raise InvalidValueError(f"{self.name} have no list by {field!r}{hint}", operation="list")
+                raise InvalidValueError(
+                    f"{self.name} have no list by {field!r}{closest(field, self.indexes)}", operation="list"
+                )
             if value is not None and not isinstance(value, str):
                 raise InvalidValueError(f"{field} is text, not {value!r}", operation="list")
         return {member: value for field, member in self.indexes.items() if (value := given.get(field)) is not None}

@@ -124,7 +124,7 @@ def test_a_store_is_not_imported_into_itself(source: str, tmp_path: Path, capsys
 def test_a_file_that_is_no_store_is_said(tmp_path: Path, capsys: Output) -> None:
     (tmp_path / "notes.txt").write_text("buy milk")
     assert "no SQLite file" in failed(capsys, "import", str(tmp_path / "notes.txt"), "--into", str(tmp_path / "new.db"))
-    assert "damaged or no SQLite database" in failed(capsys, "list", "--store", str(tmp_path / "notes.txt"))
+    assert "is no SQLite database" in failed(capsys, "list", "--store", str(tmp_path / "notes.txt"))
     assert (tmp_path / "notes.txt").read_text() == "buy milk"
     assert "nothing" in failed(capsys, "list", "--store", "nothing://here")
 

@@ -257,7 +257,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _write(tmp_path / "acme_broken.py", "import a_client_that_is_not_installed\n")
     _write(
         tmp_path / "acme-1.0.dist-info" / "entry_points.txt",
-        "[kvstore.drivers]\nacme = acme_drivers:One\nacmemodule = acme_drivers\n",
+        "[kvstore.drivers]\nacme = acme_drivers:One\nacmemodule = acme_drivers\nacmegone = acme_gone:One\n",
     )
     _write(tmp_path / "acme-1.0.dist-info" / "METADATA", "Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
     return tmp_path
@@ -269,6 +269,11 @@ def test_a_driver_of_another_package_is_named_by_module_class_or_entry_point(pac
         assert (type(driver).__name__, driver.name) == ("One", "acme_drivers")
         assert (driver.size, driver.colour) == (3, "blue")  # type: ignore[attr-defined]
     assert {"acme", "acmemodule", "memory", "sqlite"} <= set(driver_names())
+
+
+def test_an_entry_point_whose_module_is_not_there_is_said(packages: Path) -> None:
+    with pytest.raises(DriverNotFoundError, match="no driver 'acmegone': no module 'acme_gone' can be imported"):
+        create_storage("acmegone")
 
 
 def test_a_driver_of_another_package_is_named_by_url(packages: Path) -> None:
@@ -288,8 +293,11 @@ def test_a_driver_of_another_package_is_named_by_url(packages: Path) -> None:
         ("_private", "no driver"),
         ("../memory", "no driver"),
         ("nowhere://x", "no driver"),
-        ("no.such.module", "no driver"),
-        ("no_such_module:Class", "no driver"),
+        ("no.such.module", "no driver 'no.such.module': no module 'no' can be imported"),
+        ("no_such_module:Class", "no module 'no_such_module' can be imported"),
+        ("kvstore.nothing", "no module 'kvstore.nothing' can be imported"),
+        ("textwrap", "named with its driver class, as 'textwrap:Class'"),
+        ("sqlite3", "did you mean 'sqlite'"),
         ("kvstore.drivers.memory:Nothing", "Nothing"),
         ("kvstore.errors", "0 public drivers"),
         ("os:path", "no driver class"),

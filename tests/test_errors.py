@@ -34,8 +34,13 @@ from kvstore import (
     Storage,
     UnsupportedOperation,
     create_storage,
+    escape_segment,
+    join_key,
     open_storage,
     prefix_storage,
+    restore_snapshot,
+    snapshot,
+    unescape_segment,
 )
 from kvstore.driver import Capabilities, Driver, Expect, Write
 from kvstore.drivers.memory import MemoryDriver
@@ -160,6 +165,38 @@ async def test_every_call_names_itself_its_key_and_its_mount() -> None:
         assert (error.operation, error.key) == (operation, about)
         assert (error.mount, error.driver) == ("far:away", "test_errors"), operation
         assert error.__cause__ is cause, operation
+
+
+@in_loop
+async def test_a_step_names_the_call_that_it_is_of_and_the_whole_of_a_storage_has_no_key() -> None:
+    storage = create_storage()
+    await storage.set_item_raw("raw", b"{")
+
+    async def items() -> None:
+        async for _ in storage.iter_items():
+            pass
+
+    for operation, key, call in (
+        ("iter_items", "raw", items()),
+        ("snapshot", "raw", snapshot(storage)),
+        ("restore_snapshot", None, restore_snapshot(storage, [1])),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(KVStoreError) as caught:
+            await call
+        assert (caught.value.operation, caught.value.key) == (operation, key)
+    failing = create_storage(Failing(OSError("disk on fire")))
+    for whole in (failing.get_keys(), failing.count(), failing.clear()):
+        with pytest.raises(BackendError) as failed:
+            await whole
+        assert failed.value.key is None
+    for name, wrong in (
+        ("escape_segment", lambda: escape_segment("\ud800")),
+        ("unescape_segment", lambda: unescape_segment("%zz")),
+        ("join_key", lambda: join_key("..")),
+    ):
+        with pytest.raises(InvalidKeyError) as refused:
+            wrong()
+        assert refused.value.operation == name
 
 
 @in_loop

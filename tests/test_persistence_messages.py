@@ -90,7 +90,7 @@ async def test_E1_what_is_refused_says_in_which_call_of_which_session_and_which_
             assert (refused.value.operation, refused.value.key) == (operation, key)
         with pytest.raises(RecordNotFoundError) as missing:
             await sessions.truncate_after("s1", "x")
-        assert (missing.value.operation, missing.value.key) == ("truncate_after", "heads:s1")
+        assert (missing.value.operation, missing.value.key) == ("truncate_after", "messages:s1")
 
 
 def test_P2_messages_that_are_read_are_told_apart_by_their_subtype_for_a_type_checker() -> None:

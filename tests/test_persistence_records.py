@@ -125,6 +125,9 @@ async def test_E1_what_is_refused_says_in_which_call_of_which_record_and_which_m
             record.name = 5  # type: ignore[assignment]
             return record
 
+        async def changed_later(record: Image) -> Image:
+            return record
+
         for call, operation, key, text in (
             (images.save(image("i2", custom_data={"a": b"x"})), "save", "images:i2", "^member 'customData': .*no JSON form"),
             (images.save(image("i2", custom_data={1: 1})), "save", "images:i2", "^member 'customData': .*key must be str"),
@@ -132,6 +135,7 @@ async def test_E1_what_is_refused_says_in_which_call_of_which_record_and_which_m
             (images.save(image("i2", extra={"new": 1, "newer": {2}})), "save", "images:i2", "^member 'newer': "),
             (images.save(None), "save", None, "images keep Image, not NoneType"),
             (images.update("i1", renamed), "update", "images:i1", r"\$\.name"),
+            (images.update("i1", changed_later), "update", "images:i1", "a plain function, not an async one"),
             (images.update("i1", lambda record: None), "update", "images:i1", "change has to return the Image, not NoneType"),
             (images.update("i1", lambda record: image("i2")), "update", "images:i1", "keeps its id"),
             (images.update("i1", {"name": "x"}), "update", "images:i1", "change is a function, not dict"),
@@ -391,7 +395,7 @@ async def test_P3_a_list_is_paged_newest_first_by_its_cursor(store: Store) -> No
                 cursor = page.cursor
                 if cursor is None:
                     break
-                assert len(page.items) == size
+                assert len(page) == size
             assert found == everything
         assert await names(persistence) == everything
         some = await persistence.images.list(limit=3)

@@ -310,9 +310,14 @@ async def test_a_directory_that_comes_later_is_used_then(path: Path) -> None:
 # Damage
 
 
-@pytest.mark.parametrize("damage", ["garbage", "half", "beginning"])
+@pytest.mark.parametrize(
+    ("damage", "kind"), [("garbage", BackendError), ("half", CorruptValueError), ("beginning", CorruptValueError)]
+)
 @in_loop
-async def test_a_file_that_is_no_database_is_corrupt_and_left_as_it_was(tmp_path: Path, damage: str) -> None:
+async def test_a_file_that_is_no_database_or_damaged_is_said_and_left_as_it_was(
+    tmp_path: Path, damage: str, kind: type[KVStoreError]
+) -> None:
+    """Another program's file is no value that is corrupt, which a program may mend by overwriting it."""
     async with opened(tmp_path) as storage:
         await storage.set_items({f"key:{number:04}": "x" * 500 for number in range(100)})
     whole = (tmp_path / "app.db").read_bytes()
@@ -320,10 +325,23 @@ async def test_a_file_that_is_no_database_is_corrupt_and_left_as_it_was(tmp_path
     (tmp_path / "app.db").write_bytes(kept[damage])
     async with opened(tmp_path) as storage:
         for call in (storage.get_item("key:0099"), storage.set_item("key:0099", 1), storage.get_keys()):
-            with pytest.raises(CorruptValueError, match="damaged or no SQLite database") as caught:
+            with pytest.raises(kind, match=r"no SQLite database|damaged") as caught:
                 await call
             assert caught.value.driver == "sqlite"
     assert (tmp_path / "app.db").read_bytes() == kept[damage]
+
+
+@in_loop
+async def test_E1_a_file_that_cannot_be_opened_is_said_with_what_is_in_the_way(tmp_path: Path) -> None:
+    for path, read_only, obstacle in (
+        (tmp_path, False, "it is a directory"),
+        (tmp_path / "none" / "app.db", False, f"there is no directory {tmp_path / 'none'}"),
+        (tmp_path / "app.db", True, "it is not there, and a read-only mount makes none"),
+    ):
+        async with create_storage("sqlite", path=path, read_only=read_only) as storage:
+            with pytest.raises(BackendUnavailable, match=obstacle) as caught:
+                await storage.get_item("key")
+            assert not caught.value.maybe_written
 
 
 @in_directory
@@ -483,7 +501,7 @@ def test_a_wrong_option_is_refused_by_name(options: dict[str, Any], says: str) -
         ("sqlite:///x.db#y", "sqlite:///relative.db"),
         ("sqlite:///x.db?synchronous=never", "synchronous"),
         ("sqlite:///x.db?table=a%22b", "table"),
-        ("sqlite:///x.db?tmeout=1", "'tmeout'.* timeout"),
+        ("sqlite:///x.db?tmeout=1", "'tmeout'.* did you mean 'timeout'"),
         ("sqlite:///x.db?timeout=y", "timeout"),
         ("sqlite:///x%00.db", "path"),
     ],

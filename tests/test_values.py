@@ -267,6 +267,20 @@ def test_V3_a_type_that_no_value_can_be_read_as_is_refused_and_not_blamed_on_wha
             decode_as(b"[1]" if no_type == list[Plain] else b"{}", no_type)
     with pytest.raises(CorruptValueError, match="not a Strict"):
         decode_as(b'{"x": 1}', Strict)
+    with pytest.raises(CorruptValueError, match="not an int: "):
+        decode_as(b'"x"', int)
+    for data in (b"x", b'"\xff"', b""):
+        with pytest.raises(CorruptValueError, match="not JSON"):
+            decode_as(data, str)
+
+
+def test_E1_a_Pydantic_model_is_refused_with_what_to_give_instead() -> None:
+    class Model:
+        def model_dump(self) -> dict[str, object]:
+            return {}
+
+    with pytest.raises(InvalidValueError, match=r"no JSON form for Model; .*model_dump\(mode='json'\)"):
+        encode(Model())
 
 
 @pytest.mark.parametrize("value", [Disc, [{"a": Defaults}], Defaults, Bag(Defaults), Place], ids=repr)

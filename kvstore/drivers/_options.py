@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from kvstore.errors import ConfigError
+from kvstore.errors import ConfigError, closest
 
 _ESCAPE = "each : / ? # [ ] @ % of a user name or a password is percent-encoded (@ as %40)"
 _SAID = {bool: "true or false", int: "a whole number", float: "a number of seconds"}
@@ -70,8 +70,7 @@ def check_query(query: str, own: Collection[str], others: Collection[str], drive
         if name not in others:
             if "@" in query:
                 raise unclear_url(driver)
-            known = ", ".join([*own, *others])
-            raise ConfigError(f"there is no option {name!r} in this URL; there are {known}", driver=driver)
+            raise ConfigError(f"there is no option {name!r} in this URL{closest(name, [*own, *others])}", driver=driver)
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, Cor
 LONGEST_TIMEOUT = 2_000_000.0  # seconds; SQLite counts milliseconds in 32 bits
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 
 
@@ -57,10 +57,12 @@ def as_kvstore_error(error: sqlite3.Error, path: str, timeout: float) -> KVStore
     code = _code(error)
     if code in _BUSY:
         return BackendTimeout(f"{path} was locked by another program for {timeout:g} seconds", maybe_written=False)
-    if code in _DAMAGED:
-        return CorruptValueError(f"{path} is damaged or no SQLite database: {error}")
+    if code == sqlite3.SQLITE_NOTADB:
+        return BackendError(f"{path} is no SQLite database: {error}", maybe_written=False)
+    if code == sqlite3.SQLITE_CORRUPT:
+        return CorruptValueError(f"{path} is damaged: {error}")
     if code in _UNREACHABLE:
-        return BackendUnavailable(f"{path} can't be opened: {error}; are its directory and permissions right?")
+        return BackendUnavailable(f"{path} can't be opened: {_obstacle(path, error)}", maybe_written=False)
     if code == sqlite3.SQLITE_FULL:
         return BackendError(f"the disk of {path} is full", maybe_written=False)
     if code == sqlite3.SQLITE_READONLY:
@@ -68,6 +70,17 @@ def as_kvstore_error(error: sqlite3.Error, path: str, timeout: float) -> KVStore
     if code == sqlite3.SQLITE_TOOBIG:
         return BackendError("the value is too large for SQLite", maybe_written=False)
     return BackendError(f"{path}: {error}")
+
+
+def _obstacle(path: str, error: sqlite3.Error) -> str:
+    directory = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        return "it is a directory"
+    if not os.path.isdir(directory):
+        return f"there is no directory {directory}"
+    if not os.path.exists(path) and os.access(directory, os.W_OK):  # else it would have been made
+        return "it is not there, and a read-only mount makes none"
+    return f"{error}; are its permissions right?"
 
 
 def _code(error: sqlite3.Error) -> int:
