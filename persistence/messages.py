@@ -13,17 +13,23 @@ from kvstore.values import encode
 
 
 class TextPart(TypedDict):
+    """A piece of text."""
+
     type: Literal["text"]
     text: str
 
 
 class ThinkingPart(TypedDict):
+    """What a model thought."""
+
     type: Literal["thinking"]
     reasoning: str
     tokenCount: NotRequired[int]
 
 
 class ImagePart(TypedDict):
+    """An image."""
+
     type: Literal["image"]
     data: str
     mediaType: str
@@ -31,6 +37,8 @@ class ImagePart(TypedDict):
 
 
 class FilePart(TypedDict):
+    """A file."""
+
     type: Literal["file"]
     data: str
     mediaType: str
@@ -38,6 +46,8 @@ class FilePart(TypedDict):
 
 
 class ToolCallPart(TypedDict):
+    """A tool that the model asks for: its name and its input. The `id` is what its result names."""
+
     type: Literal["tool-call"]
     id: str
     name: str
@@ -45,16 +55,22 @@ class ToolCallPart(TypedDict):
 
 
 class ToolOutput(TypedDict):
+    """What a tool gave."""
+
     type: Literal["text", "json", "error-text", "error-json", "content"]
     value: Any
 
 
 class ExecutionDenied(TypedDict):
+    """A tool was not run, for nobody allowed it."""
+
     type: Literal["execution-denied"]
     reason: NotRequired[str]
 
 
 class ToolResultPart(TypedDict):
+    """What came of a tool that was asked for under the same `id`."""
+
     type: Literal["tool-result"]
     id: str
     name: str
@@ -62,12 +78,16 @@ class ToolResultPart(TypedDict):
 
 
 class Usage(TypedDict):
+    """How many tokens an answer took."""
+
     inputTokens: int
     outputTokens: int
     totalTokens: NotRequired[int]
 
 
 class UserMessage(TypedDict):
+    """What a user said."""
+
     id: str
     timestamp: int
     subtype: Literal["user"]
@@ -77,6 +97,8 @@ class UserMessage(TypedDict):
 
 
 class AssistantMessage(TypedDict):
+    """What the model answered."""
+
     id: str
     timestamp: int
     subtype: Literal["assistant"]
@@ -87,6 +109,8 @@ class AssistantMessage(TypedDict):
 
 
 class ToolCallMessage(TypedDict):
+    """The model asks for a tool."""
+
     id: str
     timestamp: int
     subtype: Literal["tool-call"]
@@ -96,6 +120,8 @@ class ToolCallMessage(TypedDict):
 
 
 class ToolResultMessage(TypedDict):
+    """What came of a tool call; `toolCallId` is the `id` of that call."""
+
     id: str
     timestamp: int
     subtype: Literal["tool-result"]
@@ -105,6 +131,8 @@ class ToolResultMessage(TypedDict):
 
 
 class ErrorMessage(TypedDict):
+    """A turn failed."""
+
     id: str
     timestamp: int
     subtype: Literal["error"]

@@ -138,6 +138,18 @@ def test_a_program_of_a_user_passes_a_strict_type_checker_but_for_its_fault(tmp_
     assert 'No overload variant of "get_item"' in said
 
 
+def test_what_only_errors_and_entry_points_need_is_not_imported_for_a_driver_that_is_built_in() -> None:
+    done = run(
+        """
+        import sys
+        from kvstore import create_storage
+        create_storage("sqlite", path="app.db"), create_storage("memory:")
+        print({"importlib.metadata", "difflib"} & sys.modules.keys())
+        """
+    )
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("missing", ["pytest", "hypothesis"])
 def test_the_kit_without_its_extra_says_what_to_install(missing: str) -> None:
     done = run(f"import sys; sys.modules[{missing!r}] = None; import kvstore.testing")

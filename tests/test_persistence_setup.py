@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import os
 import stat
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -112,6 +114,15 @@ def test_P1_a_name_a_url_and_a_function_lead_to_the_same_place(name: str) -> Non
     }
     assert len(other) == 1
     assert "mine" in other.pop()
+
+
+@pytest.mark.parametrize("name", URLS)
+def test_P1_a_function_names_to_a_type_checker_every_option_that_its_driver_takes_with_a_url(name: str) -> None:
+    made = getattr(importlib.import_module(f"persistence.drivers.{name}"), f"{name}_driver")
+    (options,) = typing.get_args(typing.get_type_hints(made)["options"])
+    named = {*inspect.signature(made).parameters, *typing.get_type_hints(options)} - {"options"}
+    taken = inspect.signature(type(made(URLS[name]))).parameters.keys()
+    assert named == taken - {"client", "engine"}
 
 
 @pytest.mark.parametrize("name", ["sqlite", "fs", "diskcache"])

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict, Unpack
 
 from kvstore.drivers.mongodb import MongodbDriver
 from persistence.places import placed
 
 
-def mongodb_driver(url: str, *, collection: str | None = None, **options: Any) -> MongodbDriver:
+class MongodbOptions(TypedDict, total=False):
+    """Those of `MongodbDriver` that go with a URL."""
+
+    database: str | None
+    replica_set: bool
+    connect_timeout: float
+    timeout: float
+
+
+def mongodb_driver(url: str, *, collection: str | None = None, **options: Unpack[MongodbOptions]) -> MongodbDriver:
     """The driver for `create_persistence`. The options are `MongodbDriver`'s, and may stand in the URL's query as well.
 
     `collection` holds all of it; it is `agentx` where neither it nor the URL says another.
     """
-    return MongodbDriver.from_url(url, **placed(url, {"collection": collection} | options))
+    return MongodbDriver.from_url(url, **placed(url, {"collection": collection, **options}))
