@@ -92,7 +92,7 @@ def _build(content: Mapping[str, Any], where: str) -> Storage:
             options: Any = {"driver": entry} if isinstance(entry, str) else entry
             if not isinstance(options, Mapping):
                 raise ConfigError("a mount is a driver's name or URL, or a table with `driver` and its options")
-            options = {str(name): _expand(value) for name, value in options.items()}
+            options = {str(name): expand(value) for name, value in options.items()}
             driver = options.pop("driver", None)
             if driver is None:
                 hint = "; the mounts stand in a table `mounts`" if base in ("mount", "Mounts") else ""
@@ -109,14 +109,14 @@ def _build(content: Mapping[str, Any], where: str) -> Storage:
     return storage
 
 
-def _expand(value: Any) -> Any:
+def expand(value: Any) -> Any:
     """`value` with `${NAME}` replaced in every text inside."""
     if isinstance(value, str):
         return (FromEnvironment if _VARIABLE.fullmatch(value) else str)(_VARIABLE.sub(_variable, value))
     if isinstance(value, Mapping):
-        return {name: _expand(member) for name, member in value.items()}
+        return {name: expand(member) for name, member in value.items()}
     if isinstance(value, list):
-        return [_expand(member) for member in value]
+        return [expand(member) for member in value]
     return value
 
 

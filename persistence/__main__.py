@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from kvstore.config import expand
 from kvstore.errors import ConfigError, CorruptValueError, KVStoreError
 from kvstore.resolve import resolve_driver, split_spec
 from kvstore.transfer import copy
@@ -48,7 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, help: str, store: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
         added.add_argument(
-            store, dest="store", metavar="STORE", default=DEFAULT, help=f"a SQLite file or a driver's URL (default: {DEFAULT})"
+            store,
+            dest="store",
+            metavar="STORE",
+            default=DEFAULT,
+            help=f"a SQLite file or a driver's URL, which may be '${{VARIABLE}}' of the environment (default: {DEFAULT})",
         )
         return added
 
@@ -68,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _run(options: argparse.Namespace) -> int:
+    for name in ("store", "target"):
+        if "${" in getattr(options, name, ""):  # so that a password need not stand where every user of the machine sees it
+            setattr(options, name, str(expand(getattr(options, name))))
     _check(options)
     unreadable: list[str] = []
     async with _open(options.store, read_only=options.command != "import") as persistence:

@@ -42,6 +42,20 @@ def failed(capsys: Output, *arguments: str) -> str:
     return output.err
 
 
+def test_a_store_may_be_named_by_a_variable_of_the_environment(
+    source: str, store: str, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A URL with a password on the command line is seen by every user of the machine."""
+    monkeypatch.setenv("AGENTS_STORE", f"sqlite:///{store}")
+    assert main(["import", source, "--into", "${AGENTS_STORE}"]) == 0
+    assert main(["copy", "${AGENTS_COPY:-" + str(tmp_path / "copy.db") + "}", "--store", "${AGENTS_STORE}"]) == 0
+    capsys.readouterr()
+    for named in (store, str(tmp_path / "copy.db")):
+        assert main(["list", "--store", named]) == 0
+        assert "session s1  2 messages" in capsys.readouterr().out
+    assert "environment variable AGENTS_NONE is not set" in failed(capsys, "list", "--store", "${AGENTS_NONE}")
+
+
 def test_a_store_is_imported_listed_shown_and_exported(source: str, store: str, capsys: Output) -> None:
     assert main(["import", source, "--into", store]) == 0
     assert capsys.readouterr().out == "2 containers, 2 images, 2 sessions, 2 messages imported\n"

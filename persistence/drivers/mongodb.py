@@ -12,6 +12,7 @@ class MongodbOptions(TypedDict, total=False):
     """Those of `MongodbDriver` that go with a URL."""
 
     database: str | None
+    base: str
     replica_set: bool
     connect_timeout: float
     timeout: float
