@@ -30,7 +30,10 @@ async def run_imports(stage: Stage) -> dict[str, Any]:
                     cells[name]["each"].append(max(0.0, taken * 1000))
     stage.progress.done("import, over a bare interpreter", cells)
     roles = {"kvstore": "ours", "persistence": "ours", "asyncio": "raw"}
-    peers = [{"name": name, "role": roles.get(name, "peer"), "note": statement} for name, _, statement in IMPORTS]
+    peers = [
+        {"name": name, "role": "raw" if ", nothing" in name else roles.get(name, "peer"), "note": statement}
+        for name, _, statement in IMPORTS
+    ]
     work = [{"name": "import", "title": "import, over a bare interpreter", "unit": "ms", "cells": cells}]
     timed = "Timed is what a program imports, of kvstore `from kvstore import create_storage`. asyncio is in most others."
     return {"title": "Import", "durability": timed, "peers": peers, "work": work, "failed": {}}

@@ -219,6 +219,8 @@ MOUNTS = tuple(
 IMPORTS = (
     ("kvstore", "base", "from kvstore import create_storage"),
     ("persistence", "base", "from persistence import create_persistence"),
+    ("kvstore, nothing of it", "base", "import kvstore"),
+    ("persistence, nothing of it", "base", "import persistence"),
     ("asyncio", "base", "import asyncio"),
     ("sqlite3 + orjson", "base", "import sqlite3, orjson"),
     ("redis.asyncio", "base", "import redis.asyncio"),
@@ -240,5 +242,5 @@ IMPORTS = (
 )
 """Name, environment, and what is timed over a bare interpreter of that environment: what a program imports.
 
-asyncio has a row of its own, for it is in most of the others.
+asyncio has a row of its own, for it is in most of the others; and so has what `import kvstore` loads before any name is used.
 """
