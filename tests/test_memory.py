@@ -264,7 +264,7 @@ async def _takes_short_steps(work: Callable[[Storage], Coroutine[object, object,
 @in_loop
 async def test_L2_reading_many_large_values_at_once_lets_others_run() -> None:
     async with create_storage() as storage:
-        values = {f"{number}": [[number]] * 40_000 for number in range(25)}
+        values = {f"{number}": [[number]] * 40_000 for number in range(12)}
         await storage.set_items(values)
         assert await storage.get_items([*values, "none"]) == values | {"none": None}
         gc.disable()  # it looks through all that was decoded
