@@ -252,15 +252,14 @@ class Storage:
         """The values of `keys` in the order asked, across mounts; `default` for a missing one. `type` as for `get_item`."""
         items: dict[str, Any] = {}
         size = 0
-        for key, data in (await self.keyspace.read("get_items", keys)).items():
-            if data is None:
-                items[key] = default
-                continue
+        found = await self.keyspace.read("get_items", keys)
+        are_large = sum(map(len, filter(None, found.values()))) > _DECODED_PER_PASS
+        for key, data in found.items():
             try:
-                items[key] = decode(data) if type is None else decode_as(data, type)
+                items[key] = default if data is None else decode(data) if type is None else decode_as(data, type)
             except KVStoreError as error:
                 raise at(error, "get_items", key, self.get_mount(key)) from error.__cause__
-            if (size := size + len(data)) > _DECODED_PER_PASS:
+            if are_large and (size := size + len(data or b"")) > _DECODED_PER_PASS:
                 size = 0
                 await asyncio.sleep(0)
         return items
