@@ -76,7 +76,8 @@ class Keyspace:
             raise error.at(operation, key) from error.__cause__
 
     def all_located(self, operation: str, keys: Iterable[str]) -> list[Route]:
-        known, remembered, routes, key = self.routes.get, self.routes, [], None
+        remembered, routes, key = self.routes, [], None
+        known = remembered.get
         sole = self.table.sole(self.prefix)
         whole = partial(normalize_below, self.prefix) if self.prefix else normalize_key
         start = 0 if sole is None else len(sole.prefix)

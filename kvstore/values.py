@@ -69,7 +69,7 @@ def encode(value: object) -> bytes:
     if len(data) > _LARGE and _refuse_unsaid(value, "$", len(data) // _BYTES_A_VALUE):
         return data
     if data.rpartition(b"null")[1] and type(value) is not str:
-        _refuse_unsaid(value, "$", len(data))
+        _refuse_unsaid(value, "$")
     return data
 
 
@@ -148,7 +148,7 @@ def _json_form(value: object) -> object:
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, msgspec.Struct):
         form = msgspec.to_builtins(value, builtin_types=(datetime, bytes))  # bytes as a key are refused by orjson then
-        _refuse_unsaid(value, kind.__name__, sys.maxsize)
+        _refuse_unsaid(value, kind.__name__)
         return form
     hint = "; of a Pydantic model give model_dump(mode='json')" if hasattr(kind, "model_dump") else ""
     raise TypeError(f"no JSON form for {kind.__name__}{hint}")
@@ -166,7 +166,7 @@ _BYTES_A_VALUE = 128
 _ALWAYS_SAID = {str, int, bool, type(None)}
 
 
-def _refuse_unsaid(value: object, root: str, most: int) -> bool:
+def _refuse_unsaid(value: object, root: str, most: int = sys.maxsize) -> bool:
     """Refuses what an encoder would write as something else: NaN and infinities, in a `msgspec.Struct` bytes and sets too.
 
     False: it holds more than `most` values, and was not looked through.

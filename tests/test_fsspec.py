@@ -207,6 +207,18 @@ async def test_expired_objects_are_gone_for_listings_and_from_the_bucket_with_th
         assert fs.find(root) == [f"{root}/b"]
 
 
+def test_L1_a_crowd_in_each_of_two_event_loops_is_served(tmp_path: Path) -> None:
+    storage = create_storage("fsspec", url=f"memory://{tmp_path.name}")
+
+    async def use() -> None:
+        await storage.set_item("key", 1)
+        assert None not in await asyncio.gather(*(storage.get_meta("key") for _ in range(200)))
+
+    for _ in range(2):
+        asyncio.run(use())
+    asyncio.run(storage.aclose())
+
+
 @in_loop
 async def test_T2_a_file_system_without_metadata_tells_when_a_key_expires_and_is_copied(tmp_path: Path) -> None:
     source, target = create_storage("fsspec", url=f"memory://{tmp_path.name}"), create_storage()

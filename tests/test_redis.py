@@ -564,6 +564,24 @@ async def test_A3_a_write_that_was_given_up_never_takes_effect_after_a_later_one
 
 
 @in_loop
+async def test_E1_a_write_that_could_not_be_sent_behind_one_that_was_given_up_is_known_not_to_be_written() -> None:
+    server, port = await asyncio.to_thread(servers.start)
+    async with create_storage(f"redis://127.0.0.1:{port}/0", timeout=0.3, connect_timeout=0.3) as storage:
+        await storage.set_item("key", 1)
+        server.pause()
+        with pytest.raises(BackendTimeout) as given_up:
+            await storage.set_item("key", 2)
+        with pytest.raises(BackendError, match="nothing was written") as unsent:
+            await storage.set_item("key", 3)
+        assert (given_up.value.maybe_written, unsent.value.maybe_written) == (True, False)
+        server.resume()
+        await storage.set_item("key", 4)
+        await asyncio.sleep(0.2)
+        assert await storage.get_item("key") == 4
+    await asyncio.to_thread(server.stop)
+
+
+@in_loop
 async def test_A3_a_listing_without_an_index_and_has_never_pass_a_write_whose_caller_was_cancelled(tmp_path: Path) -> None:
     proxy = await _through(
         int(servers.url().split(":")[2].partition("/")[0]), lambda data: 0.05 * (data.count(b"x") > 20_000), lambda _: False

@@ -123,6 +123,7 @@ class FsspecDriver(Driver):
     # Connecting
 
     async def connect(self) -> None:
+        self._room = asyncio.Semaphore(AT_ONCE)  # of this event loop
         if self._listing is not None and self._loop is not None and self._process == os.getpid():
             return
         self._process = os.getpid()
@@ -158,7 +159,6 @@ class FsspecDriver(Driver):
         except BaseException:
             await called(self._loop, store.aclose())
             raise
-        self._room = asyncio.Semaphore(AT_ONCE)
         self._listing = Listing(Objects(store, names, lambda: self.clock()))
 
     def _made(self) -> tuple[Any, str]:

@@ -297,7 +297,8 @@ class SqliteDriver(Driver):
         def cleared(writer: sqlite3.Connection) -> int:
             with transaction(writer):
                 rows, count = writer.execute(self._sql.counts, (self.clock(), *ends)).fetchone()
-                if (rows,) == writer.execute(self._sql.total).fetchone():  # whose pages are freed without a look at the rows
+                # All there is: its pages are freed without a look at the rows.
+                if not prefix and (rows,) == writer.execute(self._sql.total).fetchone():
                     writer.execute(self._sql.clear_all)
                 else:
                     writer.execute(self._sql.clear, ends)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from secrets import token_hex
 
 from kvstore.drivers._redis.server import Server
+from kvstore.errors import BackendError
 
 _SECONDS = 86_400
 """For which a server refuses what is late. What lies in its sockets it reads as soon as it runs."""
@@ -38,7 +39,10 @@ class Author:
             self._has_written = False
         while self._late:
             name = next(iter(self._late))
-            await self._server.command("SET", f"{self._own}:{name}", 1, "EX", _SECONDS)
+            try:
+                await self._server.command("SET", f"{self._own}:{name}", 1, "EX", _SECONDS)
+            except BackendError as error:
+                raise error.at().tell(maybe_written=False) from error.__cause__  # for it was not sent yet
             self._late.discard(name)
         self._has_written = True
         return self.name
