@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from kvstore.answers import mistake
@@ -30,7 +30,7 @@ Again = Callable[[Read, WriteCall, Sequence[Write]], Awaitable[list[bool] | None
 class Call(Generic[R]):
     """A call that waits, or is under way."""
 
-    __slots__ = ("again", "done", "expect", "keys", "kind", "mutates", "then", "turn", "weight", "writes")
+    __slots__ = ("again", "blind", "done", "expect", "keys", "kind", "mutates", "then", "turn", "weight", "writes")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Call(Generic[R]):
         expect: Expect | None = None,
         turn: Call[None] | None = None,
         again: Again | None = None,
+        blind: bool = False,
     ) -> None:
         self.kind = kind
         self.keys = keys  # None: any key
@@ -51,6 +52,7 @@ class Call(Generic[R]):
         self.expect = expect
         self.turn = turn  # made inside this turn, which holds its keys already
         self.again = again
+        self.blind = blind  # sets one key, and does not ask what was there
         self.then: Call[None] | None = None  # of a turn: the next one on its key, which follows it directly
         self.weight = _weight(writes) if writes else len(keys or ())
 
@@ -63,12 +65,12 @@ def _weight(writes: Sequence[Write]) -> int:
     return max(len(writes), size // _BYTES_PER_KEY)
 
 
-async def carry_out(driver: Driver, kind: Kind, calls: Sequence[Call[Any]]) -> Sequence[Any]:
-    """What each of `calls`, all of one kind, is answered, or the error that it raises."""
+async def carry_out(driver: Driver, kind: Kind, calls: Sequence[Call[Any]], of: Iterable[str]) -> Sequence[Any]:
+    """What each of `calls`, all of one kind, is answered, or the error that it raises. `of`: all their keys, each once."""
     try:
         if kind == "write":
             return await _write(driver, calls)
-        keys = list(dict.fromkeys([key for call in calls for key in call.keys or ()]))
+        keys = [*of]
         ask: Callable[[Sequence[str]], Awaitable[list[Any]]] = driver.read if kind == "read" else driver.has
         answers = await ask(keys)
         if (wrong := mistake(kind, answers, keys)) is not None:
@@ -81,7 +83,7 @@ async def carry_out(driver: Driver, kind: Kind, calls: Sequence[Call[Any]]) -> S
         known = backend_error(error)
         if not _is_one_calls(known, calls):
             return [known] * len(calls)
-        return [outcome for call in calls for outcome in await carry_out(driver, kind, [call])]
+        return [outcome for call in calls for outcome in await carry_out(driver, kind, [call], dict.fromkeys(call.keys or ()))]
 
 
 def _is_one_calls(error: KVStoreError, calls: Sequence[Call[Any]]) -> bool:
@@ -93,6 +95,9 @@ async def _write(driver: Driver, calls: Sequence[Call[Any]]) -> list[Any]:
     """Runs of plain writes become one each, where the last write of a key wins and all its callers are answered."""
     plain = [call.writes[0] for call in calls if call.expect is None and len(call.writes) == 1] if driver.merges else []
     if len(plain) == len(calls) == len({key for key, _, _ in plain}):
+        if all(call.blind for call in calls):
+            await driver.put(plain)
+            return [[True]] * len(calls)
         found = await driver.write(plain)
         if found.__class__ is list and len(found) == len(plain):
             return [[was_there] for was_there in found]
@@ -109,7 +114,8 @@ async def _write(driver: Driver, calls: Sequence[Call[Any]]) -> list[Any]:
         those = [call for call, _ in parts]
         if isinstance(result, KVStoreError) and _is_one_calls(result, those):
             answers = [
-                (await carry_out(driver, "write", [call]))[0] if later.isdisjoint(call.keys or ()) else result for call in those
+                (await carry_out(driver, "write", [call], ()))[0] if later.isdisjoint(call.keys or ()) else result
+                for call in those
             ]
         elif isinstance(result, KVStoreError) or (result is None and expect is not None):
             answers = [result] * len(parts)

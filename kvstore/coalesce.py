@@ -51,6 +51,7 @@ class Coalescer:
         self._driver = driver
         self._lanes = driver.lanes
         self._settles = goes_with(driver, "settle", "write")
+        self._puts = goes_with(driver, "put", "write")
         self._shields = not (driver.cancellable and self._settles)
         self._read_now = driver.read_now if goes_with(driver, "read_now", "read") else None
         self._write_now = driver.write_now if goes_with(driver, "write_now", "write") else None
@@ -118,7 +119,8 @@ class Coalescer:
             if not self._shields:
                 return False
             return self._started(Call("write", (key,), loop.create_future(), True, ((key, data, expires_at),)))
-        return self._queued(Call("write", (key,), loop.create_future(), True, ((key, data, expires_at),)))
+        call = Call("write", (key,), loop.create_future(), True, ((key, data, expires_at),), blind=self._puts)
+        return self._queued(call)
 
     def read(self, keys: Sequence[str], *, turn: Turn | None = None) -> Coroutine[Any, Any, list[bytes | None]]:
         return self._look("read", self._driver.read, keys, turn)
@@ -379,7 +381,8 @@ class Coalescer:
             self._pending.appendleft(call)
         else:
             self._pending.append(call)
-            self._last.clear()
+            if self._last:
+                self._last.clear()
         if not self._dispatching and (self._unsettled or not self._is_full(call.kind)):
             self._dispatch_soon()
         return call.done
@@ -449,19 +452,24 @@ class Coalescer:
 
     def _dispatch_alike(self, kind: Kind) -> None:
         """Where all that wait, and all that fly, are of one kind, as in most crowds. A call takes 0.3 to 1 µs less."""
-        while self._pending and not self._is_full(kind):
+        pending = self._pending
+        while pending and not self._is_full(kind):
             # Of calls that this batch must not pass.
             held: set[str] = set().union(*self._flying.get(kind, ())) if kind == "write" else set()
             calls: list[Call[Any]] = []
             waiting: list[Call[Any]] = []
-            pending = self._pending
             room, share = MAX_BATCH_KEYS, self._share(kind, len(pending))
-            while pending and room > 0 and len(calls) < share and len(waiting) < _WINDOW and pending[0].kind == kind:
+            while pending and room > 0 and len(calls) < share:
                 call = pending.popleft()
                 if call.done.done():  # cancelled before it began
                     continue
+                if call.kind != kind:
+                    waiting.append(call)
+                    break
                 if held and not held.isdisjoint(call.keys or ()):
                     waiting.append(call)
+                    if len(waiting) >= _WINDOW:
+                        break
                     held.update(call.keys or ())
                     continue
                 calls.append(call)
@@ -541,7 +549,7 @@ class Coalescer:
 
     def _start(self, kind: Kind, calls: list[Call[Any]]) -> None:
         self._crowded = len(calls) > 1
-        keys = set(chain.from_iterable([call.keys or () for call in calls]))
+        keys = dict.fromkeys(chain.from_iterable([call.keys or () for call in calls]))
         self._flying.setdefault(kind, []).append(keys)
         self._task(self._fly(kind, calls, keys))
 
@@ -551,11 +559,11 @@ class Coalescer:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _fly(self, kind: Kind, calls: list[Call[Any]], keys: Collection[str]) -> None:
+    async def _fly(self, kind: Kind, calls: list[Call[Any]], keys: dict[str, None]) -> None:
         outcomes: Sequence[Any]
         try:
             try:
-                outcomes = await carry_out(self._driver, kind, calls)
+                outcomes = await carry_out(self._driver, kind, calls, keys)
             except asyncio.CancelledError as error:  # by the driver itself, or at the end of the event loop
                 outcomes = [_known(error)] * len(calls)
             finally:
@@ -566,15 +574,17 @@ class Coalescer:
                 for call, outcome in zip(calls, outcomes, strict=True):
                     if isinstance(outcome, list):
                         self._notify(call.writes, outcome)
-            for place, (call, outcome) in enumerate(zip(calls, outcomes, strict=True), start=1):
-                done = call.done
-                if not done.done():
-                    if isinstance(outcome, Exception):
-                        done.set_exception(backend_error(outcome))
-                    else:
-                        done.set_result(outcome)
-                if place % ANSWERS_PER_PASS == 0:  # or a thousand tasks would all go on in one pass
+            for start in range(0, len(calls), ANSWERS_PER_PASS):
+                if start:  # or a thousand tasks would all go on in one pass
                     await asyncio.sleep(0)
+                end = start + ANSWERS_PER_PASS
+                for call, outcome in zip(calls[start:end], outcomes[start:end], strict=True):
+                    done = call.done
+                    if not done.done():
+                        if isinstance(outcome, Exception):
+                            done.set_exception(backend_error(outcome))
+                        else:
+                            done.set_result(outcome)
         except (Exception, asyncio.CancelledError) as error:  # whatever it was, nobody waits for ever
             for call in calls:
                 if not call.done.done():

@@ -187,6 +187,13 @@ class Driver(ABC):
             tell(found)
         return found
 
+    async def put(self, writes: Sequence[Write]) -> None:
+        """`write` that sets only, for callers who do not ask what was there, where that is cheaper.
+
+        Called for a crowd, if the class that has `write` has it too.
+        """
+        await self.write(writes)
+
     async def has(self, keys: Sequence[str]) -> list[bool]:
         """Which of `keys` are there."""
         return [data is not None for data in await self.read(keys)]

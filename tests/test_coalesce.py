@@ -26,6 +26,7 @@ from kvstore import (
 )
 from kvstore.clock import Clock
 from kvstore.driver import Batch, Expect, Write
+from kvstore.drivers.memory import MemoryDriver
 from kvstore.drivers.sqlite import SqliteDriver
 from kvstore.errors import KVStoreError
 
@@ -616,6 +617,33 @@ async def test_W1_a_watch_is_told_of_a_write_that_was_under_way_when_it_began(ca
         driver.gate.set()
         assert await anext(events) == Event("update", "key")
         await asyncio.wait([write])
+
+
+class Putting(Recording):
+    async def put(self, writes: Sequence[Write]) -> None:
+        await self._around("put", [key for key, _, _ in writes], MemoryDriver.write(self, writes))
+
+
+class PuttingAndWriting(Putting):
+    """A user's, with a way of its own to write, which nothing may pass by."""
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        return await super().write(writes, expect)
+
+
+@in_loop
+@pytest.mark.parametrize(("driver", "call"), [(Putting(), "put"), (PuttingAndWriting(), "write")])
+async def test_a_crowd_that_only_sets_is_not_told_what_was_there(driver: Recording, call: str) -> None:
+    storage, first = await _busy(driver, "write")
+    async with storage.watch() as events:
+        crowd = [asyncio.create_task(storage.set_item(f"k{number}", number)) for number in range(3)]
+        await _settle()
+        driver.gate.set()
+        await asyncio.gather(first, *crowd)
+        assert [(await anext(events)).key for _ in range(4)] == ["first", "k0", "k1", "k2"]
+    assert driver.since() == [(call, ["k0", "k1", "k2"])]
+    removed, _ = await asyncio.gather(storage.remove_item("k0"), storage.set_item("k1", 2))
+    assert (removed, await storage.get_items(["k0", "k1"])) == (True, {"k0": None, "k1": 2})
 
 
 class WritesElsewhereToo(Settling):

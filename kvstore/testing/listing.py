@@ -11,7 +11,7 @@ from kvstore.driver import PAGE
 from kvstore.errors import InvalidValueError, UnsupportedOperation
 from kvstore.keys import after_all
 from kvstore.storage import Storage
-from kvstore.testing.store import Contract, Store, in_loop, promised
+from kvstore.testing.store import SHORT, Contract, Store, in_loop, promised
 
 _TREE = ("a", "a:1", "a:1:x", "a:1:x:y", "a:2", "a:é", "a b", "a!", "a;", "ab:1", "b:1:x", "b:2", "c", "🙂:1")
 
@@ -264,6 +264,30 @@ class DriverCalls(Contract):
         assert [await driver.count(prefix) for prefix in ("", "a:", "a:1:", "c:")] == [len(_TREE), 5, 2, 0]
         assert [await driver.clear(prefix) for prefix in ("c:", "a:1:", "a:", "")] == [0, 2, 3, len(_TREE) - 5]
         assert await driver.scan("", after=None, limit=10, reverse=False) == []
+
+    @in_loop
+    async def test_a_driver_puts_what_it_writes_without_saying_what_was_there(self, store: Store) -> None:
+        """Section 2: `put` is `write` otherwise: of many keys and of large ones, with their expiry and metadata."""
+        driver = await store.connected()
+        large = b"x" * (3 * 2**19)
+        await driver.write([("old", b"1", None)])
+        if store.promises("metadata"):
+            await driver.set_meta("old", b"{}")
+        await driver.put([(f"key {number}", b"%d" % number, None) for number in range(40)])
+        await driver.put([("old", b"2", None), ("large", large, None), ("key 7", b"", None)])
+
+        assert await driver.read(["old", "key 7", "large", "key 39"]) == [b"2", b"", large, b"39"]
+        if store.promises("metadata"):
+            assert [stat and stat.custom for stat in await driver.stat(["old", "key 1"])] == [b"{}", None]
+        if store.promises("expiry"):
+            at = driver.clock() + round(SHORT * 1000)
+            await driver.put([("old", b"3", at), ("key 1", b"3", None)])
+            await store.pass_time(SHORT)
+            assert await driver.has(["old", "key 1"]) == [False, True]
+            await driver.put([("old", b"4", None), ("key 2", b"4", None)])
+            assert await driver.read(["old", "key 2"]) == [b"4", b"4"]
+            if store.promises("metadata"):
+                assert [stat and stat.custom for stat in await driver.stat(["old"])] == [None]
 
     @in_loop
     async def test_batches_of_writes_are_carried_out_in_order(self, store: Store) -> None:

@@ -107,26 +107,27 @@ class SqlDriver(Driver):
     # Reading
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        server = self._server
+        names = self._server.keys_out(keys)
+        rows: Sequence[Any]
         if len(keys) == 1:
-            [key] = keys
-            name = server.key_out(key)
-            rows = await self._pool.ask(lambda connection: connection.fetch(self._sql.read, name, self.clock()))
-            found = {key: rows[0][0]} if rows else {}
+            sql, name = self._sql.read, names[0]
+            rows = await self._pool.ask(lambda connection: connection.fetch(sql, name, self.clock()))
+            found = {name: rows[0][0]} if rows else {}
         else:
-            names = server.keys_out(keys)
-            rows = await self._pool.ask(lambda connection: connection.fetch(self._sql.read_many, names, self.clock()))
-            found = {server.key_in(name): data for name, data in rows}
-        for key in [key for key, data in found.items() if data is None]:
-            found[key] = await self._large(key)
-        return [found.get(key) for key in keys]
+            sql = self._sql.read_many
+            rows = await self._pool.ask(lambda connection: connection.fetch(sql, names, self.clock()))
+            found = dict(rows)
+        if None in found.values():
+            for name in [name for name, data in found.items() if data is None]:
+                found[name] = await self._large(name)
+        return [*map(found.get, names)]
 
-    async def _large(self, key: str) -> bytes | None:
+    async def _large(self, name: Any) -> bytes | None:
         """In pieces, all of one revision."""
         for _ in range(_TRIES_OF_PIECES):
             data, revision = bytearray(), None
             while True:
-                rows = await self._pool.ask(partial(self._piece, key, len(data) + 1))
+                rows = await self._pool.ask(partial(self._piece, name, len(data) + 1))
                 if not rows:
                     return None
                 [(found, piece)] = rows
@@ -136,10 +137,10 @@ class SqlDriver(Driver):
                 data += piece
                 if len(piece) < PIECE:
                     return bytes(data)
-        raise BackendTimeout("the value was overwritten again and again while it was read", key=key)
+        raise BackendTimeout("the value was overwritten again and again while it was read", key=self._server.key_in(name))
 
-    async def _piece(self, key: str, at: int, connection: Connection) -> Sequence[Sequence[Any]]:
-        return await connection.fetch(self._sql.piece, self._server.key_out(key), self.clock(), at, PIECE)
+    async def _piece(self, name: Any, at: int, connection: Connection) -> Sequence[Sequence[Any]]:
+        return await connection.fetch(self._sql.piece, name, self.clock(), at, PIECE)
 
     async def has(self, keys: Sequence[str]) -> list[bool]:
         names = self._server.keys_out(keys)
@@ -182,6 +183,11 @@ class SqlDriver(Driver):
             return await self._pool.ask(lambda connection: self._swap(connection, writes[0], expect[writes[0][0]]), writes=True)
         [result] = await self._decided([(writes, expect)])
         return result
+
+    async def put(self, writes: Sequence[Write]) -> None:
+        self._check(writes)
+        rows, _ = self._rows(writes)
+        await self._pool.ask(lambda connection: self._server.store(connection, rows, self.clock()), writes=True)
 
     async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
         results: list[list[bool] | KVStoreError | None] = [None] * len(batches)

@@ -119,6 +119,13 @@ class Server(ABC):
             await self.put(connection, rows, now)
         return {self.key_in(name) for name, lives in locked if lives}
 
+    async def store(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
+        """Stores, all or nothing, and does not ask what was there."""
+        if self.is_one_share(rows):
+            await self.put_share(connection, rows, now)
+        else:
+            await self.apply_in_steps(connection, rows, (), now)
+
     async def put(self, connection: Connection, rows: Sequence[Row], now: int) -> None:
         """Stores, in a transaction."""
         for share in self.shares([row for row in rows if len(row.data) <= self.piece]):
