@@ -52,7 +52,7 @@ class Call(Generic[R]):
         self.expect = expect
         self.turn = turn  # made inside this turn, which holds its keys already
         self.again = again
-        self.blind = blind  # sets one key, and does not ask what was there
+        self.blind = blind  # sets only, and does not ask what was there
         self.then: Call[None] | None = None  # of a turn: the next one on its key, which follows it directly
         self.weight = _weight(writes) if writes else len(keys or ())
 
@@ -93,11 +93,13 @@ def _is_one_calls(error: KVStoreError, calls: Sequence[Call[Any]]) -> bool:
 
 async def _write(driver: Driver, calls: Sequence[Call[Any]]) -> list[Any]:
     """Runs of plain writes become one each, where the last write of a key wins and all its callers are answered."""
+    if (driver.merges or len(calls) == 1) and all(call.blind for call in calls):
+        writes = [write for call in calls for write in call.writes]
+        if len(writes) == len({key for key, _, _ in writes}):
+            await driver.put(writes)
+            return [[True] * len(call.writes) for call in calls]
     plain = [call.writes[0] for call in calls if call.expect is None and len(call.writes) == 1] if driver.merges else []
     if len(plain) == len(calls) == len({key for key, _, _ in plain}):
-        if all(call.blind for call in calls):
-            await driver.put(plain)
-            return [[True]] * len(calls)
         found = await driver.write(plain)
         if found.__class__ is list and len(found) == len(plain):
             return [[was_there] for was_there in found]

@@ -205,9 +205,16 @@ class Coalescer:
         return self._begun(Call("read", keys, self._future()))
 
     def write_soon(
-        self, writes: Sequence[Write], expect: Expect | None = None, *, turn: Turn | None = None, again: Again | None = None
+        self,
+        writes: Sequence[Write],
+        expect: Expect | None = None,
+        *,
+        turn: Turn | None = None,
+        again: Again | None = None,
+        blind: bool = False,
     ) -> asyncio.Future[list[bool] | None]:
-        return self._begun(Call("write", _keys(writes, expect), self._future(), True, writes, expect, turn, again))
+        blind = blind and self._puts
+        return self._begun(Call("write", _keys(writes, expect), self._future(), True, writes, expect, turn, again, blind))
 
     def run_soon(self, work: Callable[[], Awaitable[T]], keys: Sequence[str] | None) -> asyncio.Future[T]:
         """A call that changes something and can't be merged. It goes to its end, whoever stops waiting for it."""

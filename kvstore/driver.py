@@ -190,7 +190,7 @@ class Driver(ABC):
     async def put(self, writes: Sequence[Write]) -> None:
         """`write` that sets only, for callers who do not ask what was there, where that is cheaper.
 
-        Called for a crowd, if the class that has `write` has it too.
+        Called for crowds and batches, if the class that has `write` has it too.
         """
         await self.write(writes)
 

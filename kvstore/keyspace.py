@@ -158,11 +158,11 @@ class Keyspace:
                 raise at(error, operation, key, mount) from error.__cause__
         return plan
 
-    async def carry_out(self, operation: str, plan: Plan) -> int:
-        """Returns how many of the keys were there before."""
+    async def carry_out(self, operation: str, plan: Plan, *, blind: bool = False) -> int:
+        """Returns how many of the keys were there before; `blind`, for a plan that sets only: nobody asks."""
         found = await on_each(
             plan,
-            lambda mount: mount.write_soon([*plan[mount].values()]),
+            lambda mount: mount.write_soon([*plan[mount].values()], blind=blind),
             lambda mount, error: self.among(error, operation, [*plan[mount]], mount),
         )
         return sum(sum(there or ()) for there in found.values())

@@ -108,8 +108,8 @@ class Mount:
         """`read` in its place in the order from now on; where a driver never waits, from when it is waited for."""
         return self.read(keys) if self._coalescer is None or self._over else self._coalescer.read_soon(keys)
 
-    def write_soon(self, writes: Sequence[Write]) -> Awaitable[list[bool] | None]:
-        return self.write(writes) if self._coalescer is None or self._over else self._coalescer.write_soon(writes)
+    def write_soon(self, writes: Sequence[Write], *, blind: bool = False) -> Awaitable[list[bool] | None]:
+        return self.write(writes) if self._coalescer is None or self._over else self._coalescer.write_soon(writes, blind=blind)
 
     async def stat(self, keys: Sequence[str]) -> list[Stat | None]:
         stats = await self.run(partial(self.driver.stat, keys), keys)

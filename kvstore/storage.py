@@ -266,7 +266,7 @@ class Storage:
 
     async def set_items(self, items: Mapping[str, object], ttl: Ttl = None) -> None:
         """Stores several JSON values, all or nothing per mount where its `capabilities.atomic` says so."""
-        await self.keyspace.carry_out("set_items", self.keyspace.plan("set_items", items, (), ttl))
+        await self.keyspace.carry_out("set_items", self.keyspace.plan("set_items", items, (), ttl), blind=True)
 
     async def remove_items(self, keys: Iterable[str]) -> int:
         """Removes several keys. Returns how many were there."""
