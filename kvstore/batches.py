@@ -94,9 +94,9 @@ def _is_one_calls(error: KVStoreError, calls: Sequence[Call[Any]]) -> bool:
 async def _write(driver: Driver, calls: Sequence[Call[Any]]) -> list[Any]:
     """Runs of plain writes become one each, where the last write of a key wins and all its callers are answered."""
     if (driver.merges or len(calls) == 1) and all(call.blind for call in calls):
-        writes = [write for call in calls for write in call.writes]
-        if len(writes) == len({key for key, _, _ in writes}):
-            await driver.put(writes)
+        sets = [write for call in calls for write in call.writes]
+        if len(sets) == len({key for key, _, _ in sets}):
+            await driver.put(sets)
             return [[True] * len(call.writes) for call in calls]
     plain = [call.writes[0] for call in calls if call.expect is None and len(call.writes) == 1] if driver.merges else []
     if len(plain) == len(calls) == len({key for key, _, _ in plain}):
