@@ -87,8 +87,11 @@ async def carry_out(driver: Driver, kind: Kind, calls: Sequence[Call[Any]], of: 
 
 
 def _is_one_calls(error: KVStoreError, calls: Sequence[Call[Any]]) -> bool:
-    """Whether the others have to be tried once more, one by one, after they failed together. A dead backend is everyone's."""
-    return len(calls) > 1 and not isinstance(error, BackendUnavailable | BackendTimeout)
+    """Whether the others have to be tried once more, one by one, after they failed together.
+
+    A dead backend is everyone's. And where something may have been written, an answer would tell of that.
+    """
+    return len(calls) > 1 and not (isinstance(error, BackendUnavailable | BackendTimeout) or error.says_maybe_written)
 
 
 async def _write(driver: Driver, calls: Sequence[Call[Any]]) -> list[Any]:

@@ -60,7 +60,7 @@ class Coalescer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._claim = threading.Lock()  # two threads may come first at one moment
-        self._left = False  # an event loop ended in the middle of something
+        self._left = False  # an event loop ended in the middle of something, or a driver was cancelled
         self._reset()
 
     def _reset(self) -> None:
@@ -224,6 +224,9 @@ class Coalescer:
             try:
                 await turn.done
                 return await work()
+            except asyncio.CancelledError:
+                self._left = True
+                raise
             finally:
                 self._end(turn)
 
@@ -468,11 +471,11 @@ class Coalescer:
             room, share = MAX_BATCH_KEYS, self._share(kind, len(pending))
             while pending and room > 0 and len(calls) < share:
                 call = pending.popleft()
-                if call.done.done():  # cancelled before it began
-                    continue
                 if call.kind != kind:
                     waiting.append(call)
                     break
+                if call.done.done():  # cancelled before it began
+                    continue
                 if held and not held.isdisjoint(call.keys or ()):
                     waiting.append(call)
                     if len(waiting) >= _WINDOW:
@@ -573,6 +576,7 @@ class Coalescer:
                 outcomes = await carry_out(self._driver, kind, calls, keys)
             except asyncio.CancelledError as error:  # by the driver itself, or at the end of the event loop
                 outcomes = [_known(error)] * len(calls)
+                self._left = True
             finally:
                 self._remove(kind, keys)
             if len(self._pending) >= len(calls):  # else it waits for those who are answered now, and may come again

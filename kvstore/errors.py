@@ -58,6 +58,11 @@ class KVStoreError(Exception):
             context.append(f"driver {self.driver}")
         return f"{self.message}{self._outcome}" + (f" ({', '.join(context)})" if context else "")
 
+    @property
+    def says_maybe_written(self) -> bool:
+        """Whether `maybe_written` was said by who raised it."""
+        return self.maybe_written and bool(self._outcome)
+
     def at(self, operation: str | None = None, key: object = None, mount: str | None = None, driver: str | None = None) -> Self:
         """A copy that also says where it happened. What this error already knows is kept.
 

@@ -184,6 +184,8 @@ class Keyspace:
         """Outward keys below `base`, page by page."""
         try:
             check_count(operation, "max_depth", max_depth)
+            if not isinstance(reverse, bool):
+                raise InvalidValueError(f"reverse is true or false, not {reverse!r}")
             prefix = self.below(base)
             behind = None if after is None else self.whole(after)
             async for page in pages(self.table, prefix, after=behind, limit=limit, reverse=reverse, depth=max_depth):
@@ -258,7 +260,7 @@ class _Begun(Awaitable[Any]):
 
 def check_keys(operation: str, keys: Iterable[str]) -> Iterable[str]:
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
-        raise InvalidKeyError("several keys are asked for; this is one", operation=operation, key=keys)
+        raise InvalidKeyError(f"a list of keys is asked for, not {type(keys).__name__}", operation=operation, key=keys)
     return keys
 
 
@@ -268,12 +270,12 @@ def check_count(operation: str, name: str, count: int | None) -> None:
 
 
 @contextmanager
-def during(operation: str, key: object = None) -> Iterator[None]:
+def during(operation: str, key: object = None, mount: str | None = None) -> Iterator[None]:
     """Errors inside say in which call they happened."""
     try:
         yield
     except KVStoreError as error:
-        raise error.at(operation, key) from error.__cause__
+        raise error.at(operation, key, mount) from error.__cause__
 
 
 @contextmanager

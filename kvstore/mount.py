@@ -100,9 +100,9 @@ class Mount:
         if self.read_only:
             raise ReadOnlyError("the mount is read-only")
         if conditional and not self.driver.capabilities.conditional:
-            raise UnsupportedOperation("this driver can't hold conditions against other writers")
+            raise UnsupportedOperation("this driver can't hold conditions against other writers (capabilities.conditional)")
         if atomic and not self.driver.capabilities.atomic:
-            raise UnsupportedOperation("this driver can't write several keys as one")
+            raise UnsupportedOperation("this driver can't write several keys as one (capabilities.atomic)")
 
     def read_soon(self, keys: Sequence[str]) -> Awaitable[list[bytes | None]]:
         """`read` in its place in the order from now on; where a driver never waits, from when it is waited for."""

@@ -126,6 +126,7 @@ class MountTable:
                 mount.watched()
             yield listener
         finally:
+            listener.end(StopAsyncIteration())
             if listener in listeners:
                 listeners.remove(listener)
             for mount in self._mounts:

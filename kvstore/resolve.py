@@ -61,7 +61,7 @@ def resolve_driver(spec: DriverSpec, options: Mapping[str, Any], also: Collectio
     if not isinstance(spec, str):
         raise ConfigError(f"a driver is named by text or given as an instance, not as {type(spec).__name__}")
     name, is_url = split_spec(spec)
-    cls = _named(name)
+    cls = _named(name, is_url=is_url)
     if is_url and "url" in options:
         raise ConfigError("a URL is given twice, once as the option 'url'", driver=_short(cls))
     options = _checked_options(cls, options, also, complete=not is_url)
@@ -101,7 +101,7 @@ def _built_in() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(kvstore.drivers.__path__) if not module.name.startswith("_")]
 
 
-def _named(name: str) -> type[Driver]:
+def _named(name: str, *, is_url: bool) -> type[Driver]:
     module, colon, attribute = name.partition(":")
     if not _NAME.fullmatch(name) or (colon and module in [*_built_in(), *_SCHEMES]):
         raise DriverNotFoundError(_misnamed(name))
@@ -119,14 +119,14 @@ def _named(name: str) -> type[Driver]:
             for point in _entry_points():
                 if point.name == name:
                     return _registered(point)
-    raise _unknown(name)
+    raise _unknown(name, is_url=is_url)
 
 
-def _unknown(name: str) -> DriverNotFoundError:
+def _unknown(name: str, *, is_url: bool = False) -> DriverNotFoundError:
     if _FILE.search(name):
         return DriverNotFoundError(f"there is no driver {name!r}; a file is an option, as in 'sqlite', path={name!r}")
     hint = closest(name, driver_names(), meant=_SCHEMES.get(name))
-    if "did you mean" not in hint and name.isidentifier() and importlib.util.find_spec(name) is not None:
+    if "did you mean" not in hint and not is_url and name.isidentifier() and importlib.util.find_spec(name) is not None:
         hint = f"; a module is named with its driver class, as '{name}:Class'"
     return DriverNotFoundError(f"there is no driver {name!r}{hint}")
 
@@ -136,6 +136,9 @@ def _misnamed(text: str) -> str:
     if not re.search("[:/@]", text):
         return _unknown(text).message
     scheme = re.split("[^a-z0-9]", text.lower(), maxsplit=1)[0]
+    if _FILE.search(text) and "@" not in text:
+        path = text.partition(":")[2] if scheme == "sqlite" else text
+        return f"there is no driver of such a name; a file is an option, as in 'sqlite', path={path!r}"
     such = (
         f"a URL of {scheme} starts with {scheme}://"
         if scheme in [*_built_in(), *_SCHEMES]

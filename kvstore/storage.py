@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, overload
 
 from kvstore.conditions import update, write_if
 from kvstore.driver import NOT_NOW, PAGE
-from kvstore.errors import InvalidValueError, KVStoreError, UnsupportedOperation
+from kvstore.errors import ConfigError, InvalidValueError, KVStoreError, UnsupportedOperation
 from kvstore.expiry import Ttl
 from kvstore.keys import normalize_base
 from kvstore.keyspace import Keyspace, at, check_count, during, inside, on_each
@@ -65,6 +65,7 @@ class Storage:
         table = self.keyspace.table
         with during("mount"):
             whole = normalize_base(base, self.keyspace.prefix)
+        with during("mount", mount=whole if whole and "@" not in whole else None):  # it may be a URL in a wrong place
             table.add(Mount(whole, resolve_driver(driver, options), table.watchers, ttl=ttl, read_only=read_only))
         return self
 
@@ -467,11 +468,14 @@ def create_storage(driver: DriverSpec = "memory", /, *, ttl: Ttl = None, read_on
 
     Raises `DriverNotFoundError` for an unknown name and `ConfigError` for an unknown or wrong option.
     """
-    return Storage().mount("", driver, ttl=ttl, read_only=read_only, **options)
+    with inside("create_storage"):
+        return Storage().mount("", driver, ttl=ttl, read_only=read_only, **options)
 
 
 def prefix_storage(storage: Storage, base: str) -> Storage:
     """`storage` as seen from below `base`: keys go in and come out without it. Closing it leaves `storage` open."""
+    if not isinstance(storage, Storage):
+        raise ConfigError(f"a Storage is asked for, not {type(storage).__name__}", operation="prefix_storage")
     seen = Storage()
     seen._owner = False
     with during("prefix_storage", base or None):

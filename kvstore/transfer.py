@@ -39,13 +39,13 @@ async def copy(source: Storage, target: Storage, base: str = "", *, into: str | 
     Raises `UnsupportedOperation` where a driver can't tell or keep an expiry or custom metadata that is to be copied, and
     `InvalidValueError`, before anything is touched, where `base` lies below `into` and would have to be copied over itself.
     """
-    origin = prefix_storage(source, base)
-    goal = prefix_storage(target, base if into is None else into)
-    inside = await _inside(origin, goal)
+    with inside("copy"):
+        origin, goal = prefix_storage(source, base), prefix_storage(target, base if into is None else into)
+    left_out = await _left_out(origin, goal)
     copied, after = 0, None
     while page := await origin.get_keys(limit=PAGE, after=after):
         after = page[-1]
-        keys = page if inside is None else [key for key in page if not key.startswith(inside)]
+        keys = page if left_out is None else [key for key in page if not key.startswith(left_out)]
         while keys:
             stats = await _stats(origin, keys)
             some = _share(stats)
@@ -61,7 +61,7 @@ async def copy(source: Storage, target: Storage, base: str = "", *, into: str | 
     return copied
 
 
-async def _inside(origin: Storage, goal: Storage) -> str | None:
+async def _left_out(origin: Storage, goal: Storage) -> str | None:
     """The prefix in `origin` of what a copy to `goal` would write there itself, if any."""
     if origin.keyspace.table is not goal.keyspace.table or origin.keyspace.prefix == goal.keyspace.prefix:
         return None

@@ -8,6 +8,7 @@ import functools
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from itertools import chain
@@ -62,7 +63,7 @@ def encode(value: object) -> bytes:
         if isinstance(error.__cause__, InvalidValueError):
             raise error.__cause__ from error
         said = f"{value!r} is no value" if isinstance(value, _Sentinel) else error.__cause__ or error
-        raise InvalidValueError(f"the value is not JSON: {said}") from error
+        raise InvalidValueError(f"the value is not JSON: {said}{_refused_at(value)}") from error
     # orjson writes NaN and infinities as null, so only what holds a null has to be looked through. Of all ways to find one
     # this is the fastest: it takes 0.06 µs less than a regular expression, and that as much less than `in`. But to look
     # through what is made of a few large texts takes less.
@@ -132,6 +133,31 @@ def raw_bytes(data: object) -> bytes:
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
     raise InvalidValueError(f"raw data is bytes, not {type(data).__name__}")
+
+
+def _refused_at(value: object) -> str:
+    """Where in `value` what orjson refuses is, for its error; nothing where that is all of it, or deep inside."""
+    path = ""
+    with suppress(AttributeError):  # a class, or a field that is missing
+        for _ in range(_SHOWN_LEVELS):
+            inner = next(((name, member) for name, member in _members(value) if _is_refused(member)), None)
+            if inner is None:
+                break
+            path, value = path + inner[0], inner[1]
+        else:
+            return ""
+    return f" at ${path}" if path else ""
+
+
+_SHOWN_LEVELS = 32
+
+
+def _is_refused(value: object) -> bool:
+    try:
+        orjson.dumps(value, _json_form, _OURS)
+    except TypeError:
+        return True
+    return False
 
 
 # orjson rounds an offset to minutes, and writes whatever a dataclass has besides its fields.

@@ -17,7 +17,7 @@ import msgspec
 
 from kvstore.config import expand
 from kvstore.errors import ConfigError, CorruptValueError, KVStoreError
-from kvstore.resolve import resolve_driver, split_spec
+from kvstore.resolve import driver_names, resolve_driver, split_spec
 from kvstore.transfer import copy
 from persistence.agentx import ORIGINAL, export_order, import_agentx, plain, repositories, sqlite_tables
 from persistence.persistence import Persistence, create_persistence, local_persistence
@@ -119,6 +119,8 @@ def _open(store: str, *, read_only: bool) -> Persistence:
 def _check(options: argparse.Namespace) -> None:
     """Before anything is created: what is to be read is there, and is not what is to be written, nor is another program's."""
     for named in (options.store, getattr(options, "target", options.store)):
+        if named in driver_names():
+            raise ConfigError(f"{named} is a driver; give its URL, or ./{named} for a file of that name")
         if _file(named)[0] is None and split_spec(named)[0] in ("memory", "sqlite"):
             raise ConfigError(f"{named} keeps nothing from one command to the next; a store is a SQLite file or a server")
     store, table = _file(options.store)

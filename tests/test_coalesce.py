@@ -619,6 +619,48 @@ async def test_W1_a_watch_is_told_of_a_write_that_was_under_way_when_it_began(ca
         await asyncio.wait([write])
 
 
+class Forgetful(Recording):
+    """Writes, and then loses the answer."""
+
+    forgets = False
+
+    async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
+        found = await super().write_many(batches)
+        if self.forgets:
+            raise BackendError("the answer is lost", maybe_written=True)
+        return found
+
+
+@in_loop
+async def test_what_may_have_been_written_is_not_tried_again_and_answered_wrongly() -> None:
+    """A2, E1: else who added a key would be told that it was there."""
+    driver = Forgetful()
+    storage, first = await _busy(driver, "write")
+    adds = [asyncio.create_task(storage.add_item(f"new{number}", number)) for number in range(3)]
+    await _settle()
+    driver.forgets = True
+    driver.gate.set()
+    outcomes = await asyncio.gather(first, *adds, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes[1:]] == [BackendError] * 3
+    driver.forgets = False
+    assert await storage.get_items(["new0", "new1", "new2"]) == {"new0": 0, "new1": 1, "new2": 2}
+
+
+@in_loop
+async def test_an_update_that_gave_up_behind_a_crowd_lets_those_behind_it_go_on() -> None:
+    driver = Recording()
+    storage, first = await _busy(driver, "write")
+    crowd = [asyncio.create_task(storage.set_item(f"k{number}", number)) for number in range(700)]
+    updates = [asyncio.create_task(storage.update_item("key", lambda value: value + 1, default=0)) for _ in range(3)]
+    await _settle()
+    updates[0].cancel()
+    driver.gate.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(first, *crowd)
+        assert await asyncio.gather(*updates[1:]) == [1, 2]
+        assert await storage.update_item("key", lambda value: value + 1) == 3
+
+
 class Putting(Recording):
     async def put(self, writes: Sequence[Write]) -> None:
         await self._around("put", [key for key, _, _ in writes], MemoryDriver.write(self, writes))
@@ -706,6 +748,28 @@ def test_L1_what_an_event_loop_left_under_way_is_over_before_the_next_one_looks(
     loop = asyncio.new_event_loop()
     loop.run_until_complete(write())
     loop.close()
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize("call", ["set_items", "clear"])
+def test_L1_what_the_end_of_an_event_loop_cancelled_is_over_before_the_next_one_looks(tmp_path: Path, call: str) -> None:
+    storage = create_storage("sqlite", path=tmp_path / "app.db")
+    driver = storage.get_mount("key").driver
+    assert isinstance(driver, SqliteDriver)
+
+    async def write() -> None:
+        await storage.set_item("key", 1)
+        driver._file._writing.submit(lambda: time.sleep(0.2))
+        work = storage.set_items({"key": 2, "other": 2}) if call == "set_items" else storage.clear()
+        task = asyncio.ensure_future(work)
+        await asyncio.sleep(0.01)
+        del task
+
+    async def look() -> None:
+        assert await storage.get_item("key") == (2 if call == "set_items" else None)
+        await storage.aclose()
+
+    asyncio.run(write())
     asyncio.run(look())
 
 

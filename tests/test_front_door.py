@@ -60,6 +60,11 @@ def test_a_star_import_gives_every_name_to_a_type_checker(package: str, tmp_path
     assert 'has no attribute "nonsense"' in said
 
 
+@pytest.mark.parametrize("package", ["kvstore", "persistence"])
+def test_a_name_that_is_none_is_told_by_a_type_checker(package: str, tmp_path: Path) -> None:
+    assert 'has no attribute "nonsense"' in checked(f"from {package} import nonsense\n", tmp_path)
+
+
 PROGRAM = """
 from contextlib import aclosing
 from dataclasses import dataclass

@@ -243,6 +243,20 @@ def test_a_dataclass_is_stored_as_its_fields_and_nothing_else() -> None:
         encode([disc])
 
 
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"a": {"b": [1, Decimal(1)]}}, r"Decimal at \$\.a\.b\[1\]$"),
+        ([{"a": {1: 2}}], r"str at \$\[0\]\.a$"),
+        ({"a": [2**70]}, r"range at \$\.a\[0\]$"),
+        (Decimal(1), r"Decimal$"),
+    ],
+)
+def test_what_is_refused_is_told_with_its_place(value: object, place: str) -> None:
+    with pytest.raises(InvalidValueError, match=place):
+        encode(value)
+
+
 def test_a_list_that_holds_itself_is_refused() -> None:
     endless: list[object] = []
     endless.append(endless)

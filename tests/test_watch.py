@@ -239,6 +239,21 @@ async def test_tasks_that_share_a_listener_share_its_events() -> None:
 
 
 @in_loop
+async def test_the_iteration_ends_when_the_context_is_left_and_gives_what_is_queued_before() -> None:
+    async with create_storage() as storage, asyncio.timeout(5):
+        async with storage.watch() as events:
+            waiting = asyncio.create_task(anext(events, None))
+            await asyncio.sleep(0)
+            async with storage.watch() as queued:
+                await storage.set_item("a", 1)
+            assert await waiting is not None
+            waiting = asyncio.create_task(anext(events, None))
+            await asyncio.sleep(0)
+        assert await waiting is None
+        assert [event.key async for event in queued] == ["a"]
+
+
+@in_loop
 async def test_a_watch_whose_backend_is_gone_raises_and_hurts_no_writer() -> None:
     driver = Telling()
     storage = create_storage(driver)

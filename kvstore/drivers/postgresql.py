@@ -20,6 +20,8 @@ _TOO_LATE = ("55P03", "57014")  # lock_not_available, query_canceled
 _FORGOTTEN = "26000"  # a prepared statement, as where a proxy has reset the session
 _SESSION = "concat(pid, ' ', extract(epoch FROM backend_start))"  # a pid alone may come again
 _UNREACHABLE = ("08", "28", "3D", "53300", "57P", "42501", "25006")
+_BROKEN = ("InterfaceError", "InternalClientError", "ConnectionDoesNotExistError", "OperationalError")
+"""What clients raise without a code of the server's."""
 
 
 class _Postgresql(Server):
@@ -182,10 +184,10 @@ class _Postgresql(Server):
         while found is not None and not isinstance(getattr(found, "sqlstate", None), str):
             found = getattr(found, "orig", None) or found.__cause__
         if found is None:
-            is_broken = type(error).__name__ in ("InterfaceError", "InternalClientError", "ConnectionDoesNotExistError")
-            return (
-                Fault(BackendUnavailable, f"the connection to PostgreSQL failed: {error}", usable=False) if is_broken else None
-            )
+            if type(error).__name__ not in _BROKEN:
+                return None
+            message = f"the connection to PostgreSQL failed: {getattr(error, 'orig', None) or error}"
+            return Fault(BackendUnavailable, message, usable=False)
         code: str = getattr(found, "sqlstate")  # noqa: B009
         message = f"PostgreSQL: {found}"
         if code in _CONFLICT:

@@ -138,17 +138,14 @@ class FileStore(Store):
             raise closed()
         call = getattr(self._fs, method)
         begun = asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*arguments, **options))
+        begun.add_done_callback(lambda call: call.cancelled() or call.exception())  # maybe nobody waits for it any more
         done, _ = await asyncio.wait([begun], timeout=seconds)
         if done:
             return begun.result()
         # A thread can't be stopped: later calls wait for it, so that what it writes passes none of theirs.
         self._late.add(begun)
-        begun.add_done_callback(self._over)
+        begun.add_done_callback(self._late.discard)
         raise BackendTimeout(f"no answer in {seconds:g} seconds")
-
-    def _over(self, call: asyncio.Future[Any]) -> None:
-        self._late.discard(call)
-        call.exception()
 
     def _error(self, error: Exception) -> KVStoreError:
         said = f"{type(error).__name__}: {self._telling.clean(error)}"

@@ -20,6 +20,7 @@ from kvstore.errors import (
     BackendError,
     BackendTimeout,
     BackendUnavailable,
+    ConfigError,
     KVStoreError,
     UnsupportedOperation,
     after_write,
@@ -83,6 +84,10 @@ class S3Store(Store):
             raise _unusable(f"S3 can't be used: {error.message}") from error.__cause__
         except _Code as code:
             raise _unusable(f"S3 can't be used: {code.error().message}") from code.cause
+        except TypeError as error:  # of `storage_options`
+            raise ConfigError(f"S3 can't be used with these options: {self._telling.clean(error)}") from self._telling.cause(
+                error
+            )
         except Exception as error:  # a profile that is not there, a URL that is none
             raise _unusable(f"S3 can't be used: {self._telling.clean(error)}") from self._telling.cause(error)
 
