@@ -264,9 +264,10 @@ def check_keys(operation: str, keys: Iterable[str]) -> Iterable[str]:
     return keys
 
 
-def check_count(operation: str, name: str, count: int | None) -> None:
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
-        raise InvalidValueError(f"{name} is a whole number from 0 on, not {count!r}", operation=operation)
+def check_count(operation: str, name: str, count: int | None, *, least: int = 0, or_none: bool = True) -> None:
+    if (count is None and or_none) or (isinstance(count, int) and not isinstance(count, bool) and count >= least):
+        return
+    raise InvalidValueError(f"{name} is a whole number from {least} on, not {count!r}", operation=operation)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, Generic
 
 from kvstore.clock import now_ms
 from kvstore.errors import CorruptValueError, InvalidValueError
+from kvstore.keyspace import check_count
 from kvstore.storage import Storage
 from kvstore.values import MISSING
 from persistence.errors import RecordNotFoundError
@@ -151,8 +152,7 @@ class Repository(Generic[R]):
         return RecordNotFoundError(f"{shape.name} have no {record_id!r}", operation=operation, key=shape.key(record_id))
 
     async def _page(self, limit: int | None, cursor: str | None, **filters: str | None) -> Page[R]:
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-            raise InvalidValueError(f"limit is a whole number from 1 on, not {limit!r}", operation="list")
+        check_count("list", "limit", limit, least=1)
         return Page(*await self.table.page(self.table.shape.record, self.table.shape.filters(filters), limit, cursor))
 
     async def _delete_all(self, **filters: str) -> None:

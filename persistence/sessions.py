@@ -12,6 +12,7 @@ import msgspec
 from kvstore.clock import now_ms
 from kvstore.errors import CorruptValueError, InvalidValueError
 from kvstore.keys import unescape_segment
+from kvstore.keyspace import check_count
 from kvstore.storage import Storage
 from kvstore.values import MISSING
 from persistence.errors import ConflictError
@@ -55,7 +56,7 @@ class Sessions(Repository[Session]):
         With `expected_count` only if the session has so many messages, else `ConflictError`. No messages: nothing is stored
         and the count returned. They are read together too, whichever is asked for: for many there is `write_messages`.
         """
-        _check_counts("add_messages", expected_count=expected_count)
+        check_count("add_messages", "expected_count", expected_count)
         session = id_segment(session_id, "add_messages")
         return await self._log.appender.append(session, encode_messages("add_messages", session, messages), expected_count)
 
@@ -67,7 +68,9 @@ class Sessions(Repository[Session]):
         What it costs goes by what is returned, not by the length of the log. No session: no messages. They are typed as
         those that a runtime writes, so that a type checker tells them apart by `subtype`; others come as they came too.
         """
-        _check_counts("get_messages", last=last, start=start, limit=limit)
+        check_count("get_messages", "start", start, or_none=False)
+        for name, count in (("last", last), ("limit", limit)):
+            check_count("get_messages", name, count)
         if last is not None and (start, limit) != (0, None):
             raise InvalidValueError("messages are asked for either by last, or by start and limit", operation="get_messages")
         return await self._log.read(id_segment(session_id, "get_messages"), start, last, limit)
@@ -245,11 +248,3 @@ class Sessions(Repository[Session]):
             if await log.exchange(session, head, head.but(staged=(), forked=None)):
                 break
         return marked
-
-
-def _check_counts(operation: str, **counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is None and name != "start":
-            continue
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise InvalidValueError(f"{name} is a whole number from 0 on, not {count!r}", operation=operation)
