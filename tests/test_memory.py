@@ -111,6 +111,31 @@ def test_A2_threads_that_share_a_storage_count_exactly() -> None:
 
 
 @in_loop
+async def test_T1_nothing_expires_early_by_the_part_of_a_millisecond_that_the_clock_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage, began = create_storage(), time.time_ns() // 1_000_000 * 1_000_000 + 999_999
+    monkeypatch.setattr("time.time_ns", lambda: began)
+    await storage.set_item("key", 1, ttl=0.001)
+    monkeypatch.setattr("time.time_ns", lambda: began + 999_999)
+    assert await storage.has_item("key")
+    monkeypatch.setattr("time.time_ns", lambda: began + 2_000_000)
+    assert not await storage.has_item("key")
+
+
+@in_loop
+async def test_L1_a_count_that_is_under_way_when_the_storage_is_closed_raises_and_tells_no_wrong_number() -> None:
+    storage = create_storage()
+    await storage.set_items({f"key:{number}": number for number in range(10_000)})
+    counting = asyncio.create_task(storage.count("key"))
+    await asyncio.sleep(0)
+    assert not counting.done()
+    await storage.aclose()
+    with pytest.raises(ClosedError):
+        await counting
+
+
+@in_loop
 async def test_V5_the_bytes_of_a_bytearray_are_copied() -> None:
     async with create_storage() as storage:
         data = bytearray(b"before")

@@ -576,4 +576,6 @@ async def test_more_keys_than_a_storage_remembers_the_mounts_of_are_found_all_th
         for number, key in enumerate(keys):
             assert await storage.get_item(key) == number
         assert len(storage._routes) <= 10_000
+        assert await storage.get_items(keys) == {key: number for number, key in enumerate(keys)}
+        assert len(storage._routes) <= 10_000
         assert await storage.count("m") == 6_000

@@ -97,8 +97,9 @@ async def test_a_copy_keeps_bytes_expiry_and_metadata() -> None:
     await source.set_item("a:marked", {"z": 1, "a": 2}, ttl=timedelta(hours=1))
     await source.set_meta("a:marked", {"owner": "me"})
     await source.set_item("b", "elsewhere")
-    await target.set_items({"a:marked": "old", "a:own": 1})
-    await target.set_meta("a:marked", {"old": True})
+    await target.set_items({"a:marked": "old", "a:own": 1, "a:raw": "old"})
+    for key in ("a:marked", "a:raw"):
+        await target.set_meta(key, {"old": True})
 
     assert await copy(source, target, "a") == 3
     assert await target.get_keys() == ["a:marked", "a:own", "a:raw", "a:short"]
@@ -107,10 +108,30 @@ async def test_a_copy_keeps_bytes_expiry_and_metadata() -> None:
     assert one is not None
     assert other is not None
     assert (one.custom, one.expires_at, one.size) == (other.custom, other.expires_at, other.size)
+    assert (await target.get_meta("a:raw")).custom == {}  # type: ignore[union-attr]
     clock.advance(9.999)
     assert await target.has_item("a:short")
     clock.advance(0.001)
     assert not await target.has_item("a:short")
+
+
+@in_loop
+async def test_a_value_that_is_overwritten_while_it_is_copied_comes_with_its_own_expiry() -> None:
+    class Overwritten(Queued):
+        """By others, once it was read for the first time."""
+
+        async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+            found = await super().read(keys)
+            if found == [b'"old"']:
+                await MemoryDriver.write(self, [("a", b'"new"', self.clock() + 60_000)])
+            return found
+
+    source, target = create_storage(Overwritten()), create_storage()
+    await source.set_item("a", "old")
+    assert await copy(source, target) == 1
+    meta = await target.get_meta("a")
+    assert meta is not None
+    assert (await target.get_item("a"), meta.expires_at is None) == ("new", False)
 
 
 @in_loop

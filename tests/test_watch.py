@@ -143,6 +143,22 @@ async def test_a_driver_that_tells_of_changes_is_asked_for_them_and_left_in_the_
 
 
 @in_loop
+async def test_W1_a_mount_that_comes_while_a_watch_begins_tells_of_changes_too() -> None:
+    class Slow(Telling):
+        @asynccontextmanager
+        async def watch(self, prefix: str) -> AsyncIterator[AsyncIterator[Event]]:  # type: ignore[override]
+            storage.mount("far", far)
+            async with super().watch(prefix) as events:
+                yield events
+
+    near, far = Slow(), Telling()
+    storage = create_storage(near)
+    async with storage.watch() as events, asyncio.timeout(5):
+        far.channel.put_nowait(Event("update", "key"))
+        assert await anext(events) == Event("update", "far:key")
+
+
+@in_loop
 async def test_a_mount_that_is_taken_away_is_left_and_the_others_are_told_of_as_before() -> None:
     """W1."""
     for close in (True, False):

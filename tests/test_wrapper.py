@@ -78,6 +78,19 @@ async def test_K2_below_a_mount_a_wrapper_keeps_the_keys_that_are_reserved_at_th
 
 
 @in_loop
+async def test_R4_a_driver_that_leaves_clearing_to_the_default_keeps_what_is_no_key() -> None:
+    class Plain(MemoryDriver):
+        clear = Driver.clear
+        clear_and_tell = Driver.clear_and_tell
+
+    driver = Plain()
+    async with create_storage(driver) as storage:
+        await driver.write([(key, b"1", None) for key in ("$meta:a", "a//b", "a:b", "c")])
+        assert await storage.clear() == 2
+        assert await driver.scan("", after=None, limit=10, reverse=False) == ["$meta:a", "a//b"]
+
+
+@in_loop
 async def test_wrappers_call_inwards_and_may_pass_metadata_on() -> None:
     inner = Counted(MemoryDriver())
     async with create_storage(Compressed(inner)) as storage:
