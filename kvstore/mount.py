@@ -12,7 +12,7 @@ from kvstore.answers import mistake
 from kvstore.batches import Again, Read, WriteCall
 from kvstore.clock import Clock
 from kvstore.coalesce import Coalescer, goes_with
-from kvstore.driver import NOT_NOW, Capabilities, Driver, Expect, NotNow, Stat, Write
+from kvstore.driver import Capabilities, Driver, Expect, NotNow, Stat, Write
 from kvstore.errors import ClosedError, ConfigError, KVStoreError, ReadOnlyError, UnsupportedOperation, backend_error
 from kvstore.expiry import Ttl, check_ttl, expiry
 from kvstore.keys import below
@@ -61,10 +61,13 @@ class Mount:
             self.read, self.has = partial(_checked, "read", driver.read), partial(_checked, "has", driver.has)
             self.write = partial(_checked, "write", driver.write)
         self._write_untold = self.write
-        self.read_now: ReadNow = calls.read_now if calls is not driver or goes_with(driver, "read_now", "read") else _read_later
-        self._write_now: WriteNow = (
-            calls.write_now if calls is not driver or goes_with(driver, "write_now", "write") else _write_later
-        )
+        self._write_later: WriteNow = partial(Driver.write_now, driver)
+        self.read_now: ReadNow = partial(Driver.read_now, driver)
+        self._write_now: WriteNow = self._write_later
+        if calls is not driver or goes_with(driver, "read_now", "read"):
+            self.read_now = calls.read_now
+        if calls is not driver or goes_with(driver, "write_now", "write"):
+            self._write_now = calls.write_now
         self.write_now: WriteNow = self._write_now
         self._telling = (
             driver.write_and_tell if goes_with(driver, "write_and_tell", "write") else partial(Driver.write_and_tell, driver)
@@ -184,7 +187,7 @@ class Mount:
             self._coalescer.on_write(self._told if told else None)
         else:
             self.write = self._write_and_tell if told else self._write_untold
-            self.write_now = _write_later if told else self._write_now
+            self.write_now = self._write_later if told else self._write_now
 
     async def _write_and_tell(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
         return await self._telling(writes, expect, partial(self._told, writes))
@@ -262,11 +265,3 @@ async def _checked(method: str, ask: Callable[..., Awaitable[Any]], asked: Seque
         return answers
     except Exception as error:
         raise (known := backend_error(error)) from known.__cause__
-
-
-def _read_later(key: str) -> NotNow:
-    return NOT_NOW
-
-
-def _write_later(key: str, data: bytes, expires_at: int | None) -> bool:
-    return False
