@@ -11,6 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self, TypeVar
 from urllib.parse import unquote
 
@@ -177,10 +178,7 @@ class DiskcacheDriver(Driver):
     # Writing
 
     async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
-        [result] = await self.write_many([(writes, expect)])
-        if isinstance(result, KVStoreError):
-            raise result
-        return result
+        return await self._on(self._writing, lambda: self._in_transaction(partial(self._apply, writes, expect)))
 
     async def write_many(self, batches: Sequence[Batch]) -> list[list[bool] | KVStoreError | None]:
         def write() -> list[list[bool] | KVStoreError | None]:
