@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from persistence_helpers import KINDS, Steps, Store, Wrapped, assert_clean, ids, image, message, run, session
+from persistence_helpers import KINDS, Crashing, Steps, Store, Wrapped, assert_clean, ids, image, message, run, session
 from running import in_loop
 
 from kvstore import BackendError, BackendUnavailable, ClosedError, Driver, Expect, Write
@@ -418,3 +418,65 @@ async def test_P5_a_cascade_leaves_what_was_moved_away_between_any_two_of_its_st
                 assert moved == []
                 break
     await assert_clean(store)
+
+
+def between_keys(store: Store) -> Between:
+    """A driver on a store of "steps" that lets something else happen between the keys of one call too."""
+    assert isinstance(store._memory, Steps)
+    return Between(store._memory.inner)
+
+
+@pytest.mark.parametrize("then", ["repair", "rename back", "rename", "delete"])
+@in_loop
+async def test_P5_whatever_comes_between_two_steps_of_a_rename_every_record_is_in_its_lists(tmp_path: Path, then: str) -> None:
+    for calls in itertools.count():
+        store = Store("steps", tmp_path)
+        between = between_keys(store)
+        async with store.open() as app, store.open(lambda _, inner=between: Steps(inner)) as renaming:  # type: ignore[misc]
+            await app.images.save(image("i1", "old"))
+
+            async def happen(app: Persistence = app) -> None:
+                if then == "repair":
+                    await app.repair()
+                elif then == "delete":
+                    await app.images.delete("i1")
+                else:
+                    await app.images.update("i1", changed(name="new" if then == "rename" else "old"))
+
+            between.left, between.happen = calls, happen
+            with suppress(RecordNotFoundError):
+                await renaming.images.update("i1", changed(name="new"))
+            there = await app.images.get("i1")
+            for name in ("old", "new"):
+                listed = [record.image_id for record in await app.images.list(name=name)]
+                assert listed == ["i1"] * (there is not None and there.name == name), calls
+            assert len(await app.images.list()) == (there is not None)
+            if between.left >= 0:
+                return
+
+
+@in_loop
+async def test_P4_a_session_is_read_while_what_a_fork_that_crashed_left_is_settled(tmp_path: Path) -> None:
+    for crashed_after in itertools.count():
+        store = Store("steps", tmp_path)
+        async with store.open() as app:
+            await app.sessions.save(session("s1"))
+            await app.sessions.add_message("s1", message("a"))
+            done = True
+            async with store.open(lambda driver, n=crashed_after: Crashing(driver, n)) as forking:  # type: ignore[misc]
+                try:
+                    await forking.sessions.fork("s1", "s2")
+                except BackendUnavailable:
+                    done = False
+            existed = await app.sessions.exists("s2")
+            between = between_keys(store)
+            async with store.open(lambda _, inner=between: Steps(inner)) as reading:  # type: ignore[misc]
+                await reading.sessions.exists("other")
+
+                async def settle(app: Persistence = app) -> None:
+                    await app.repair()
+
+                between.left, between.happen = 1, settle
+                assert (await reading.sessions.get("s2") is not None) == existed, crashed_after
+            if done:
+                return
