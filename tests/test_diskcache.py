@@ -122,3 +122,20 @@ async def test_E1_a_value_whose_file_can_not_be_read_is_its_own_callers(path: Pa
         assert isinstance(broken, BackendError)
         assert not isinstance(broken, BackendUnavailable)
         assert (broken.key, broken.driver) == ("broken", "diskcache")
+
+
+@in_directory
+async def test_T2_the_file_of_a_large_value_goes_with_it(path: Path) -> None:
+    def held() -> int:
+        return sum(file.suffix == ".val" for file in files(path))
+
+    async with create_storage("diskcache", path=path) as storage:
+        for key in ("a", "a", "b:1", "b:2", "c"):
+            await storage.set_item(key, "x" * 100_000)
+        assert held() == 4
+        await storage.set_item("c", "small")
+        assert held() == 3
+        await storage.remove_item("a")
+        assert held() == 2
+        await storage.clear("b")
+        assert held() == 0

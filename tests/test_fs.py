@@ -13,6 +13,7 @@ import unicodedata
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -265,6 +266,23 @@ async def _synced(path: Path, *, fsync: bool) -> list[str]:
             await storage.set_item("folder:key", 1)
             await storage.get_item("folder:key")
     return synced
+
+
+@in_directory
+async def test_R3_a_directory_that_changed_twice_at_one_time_by_its_clock_is_listed_anew(path: Path) -> None:
+    stat, began = os.stat, time.time_ns()
+
+    def at_one_time(place: Any, **options: Any) -> Any:
+        about = stat(place, **options)
+        times = {"st_ctime_ns": began, "st_mtime_ns": began}
+        return mock.Mock(**{name: getattr(about, name) for name in dir(about) if name.startswith("st_")} | times)
+
+    async with plain(path) as storage:
+        with mock.patch("kvstore.drivers._fs.walk.os.stat", at_one_time):
+            await storage.set_item("a", 1)
+            assert await storage.get_keys() == ["a"]
+            (path / "b").write_bytes(b"1")
+            assert await storage.get_keys() == ["a", "b"]
 
 
 # Files that are broken, or not the driver's

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from running import in_loop
 
 from kvstore import (
+    BackendUnavailable,
     ClosedError,
     ConfigError,
     Event,
@@ -325,6 +326,27 @@ async def test_L1_of_a_mount_whose_driver_is_kept_nothing_goes_on() -> None:
             sweeps = driver.sweeps
             await asyncio.sleep(0.3)
             assert driver.sweeps == sweeps
+
+
+@in_loop
+async def test_T2_what_could_not_be_swept_is_swept_later() -> None:
+    class Failing(MemoryDriver):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.swept = 2, asyncio.Event()
+
+        async def sweep(self) -> int | None:
+            self.left -= 1
+            if self.left >= 0:
+                raise BackendUnavailable("not now")
+            self.swept.set()
+            return None
+
+    driver = Failing()
+    with mock.patch("kvstore.sweeper.INTERVAL", 0.01):
+        async with create_storage(driver) as storage, asyncio.timeout(5):
+            await storage.set_item("key", 1, ttl=0.01)
+            await driver.swept.wait()
 
 
 @in_loop

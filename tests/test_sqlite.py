@@ -605,6 +605,14 @@ async def test_the_log_does_not_grow_without_end(tmp_path: Path, synchronous: st
         assert largest < 16 * 2**20, f"30 MB were written, and the log has {largest:,} bytes"
 
 
+@in_loop
+async def test_the_log_does_not_grow_where_all_is_written_in_the_event_loop(tmp_path: Path) -> None:
+    async with opened(tmp_path, synchronous="normal") as storage:
+        for number in range(2_000):
+            await storage.set_item_raw(f"key:{number % 20}", os.urandom(10_000))
+        assert (tmp_path / "app.db-wal").stat().st_size < 16 * 2**20
+
+
 @in_directory
 async def test_a_large_value_is_written_and_read_whole(path: Path) -> None:
     data = os.urandom(30 * 2**20)
