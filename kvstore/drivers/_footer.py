@@ -17,6 +17,8 @@ from kvstore.errors import CorruptValueError
 
 MARK = b"#kvstore"
 """What a footer ends with."""
+USUAL_END = 512
+"""Bytes of a file's or an object's end in which most footers lie."""
 _TAIL = 8 + len(MARK)
 _LENGTH = re.compile(rb"[0-9a-f]{8}")
 

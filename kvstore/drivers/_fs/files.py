@@ -11,15 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from secrets import token_hex
 
-from kvstore.drivers._footer import Footer, footer_size, parse_footer
+from kvstore.drivers._footer import USUAL_END, Footer, footer_size, parse_footer
 from kvstore.drivers._fs.base import FOLDER, Base
 from kvstore.errors import BackendError, InvalidKeyError, KVStoreError, UnsupportedOperation
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR)
 """What the system says where there is no such file."""
 
-_GUESS = 512
-"""Bytes of a file's end in which most footers lie."""
 _TEMPORARY = re.compile(r"[0-9a-f]{16}")
 
 
@@ -50,7 +48,7 @@ def read(descriptor: int, size: int) -> bytes:
 def read_footer(descriptor: int) -> tuple[int, Footer]:
     """The size of the value and the footer, read from the end of an open file alone."""
     total = os.fstat(descriptor).st_size
-    end = os.pread(descriptor, _GUESS, max(0, total - _GUESS))
+    end = os.pread(descriptor, USUAL_END, max(0, total - USUAL_END))
     if (size := footer_size(end)) > len(end):
         end = os.pread(descriptor, size, max(0, total - size))
     size, footer = parse_footer(end)

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from kvstore.driver import PAGE, Stat, Write, value_etag
-from kvstore.drivers._footer import NONE, Footer, footer_size, parse_footer, tail
+from kvstore.drivers._footer import NONE, USUAL_END, Footer, footer_size, parse_footer, tail
 from kvstore.drivers._fsspec.names import HASHED, PRIVATE, Names, digest, marker
 from kvstore.drivers._fsspec.store import Found, Store, gathered
 from kvstore.errors import CorruptValueError
 
-_END = 512
-"""Bytes of an object's end in which most footers lie."""
 _FEW = 4
 """From this many keys on, one listing may tell of all of them which have no object."""
 
@@ -66,7 +64,7 @@ class Objects:
         """What is under `key`, expired or not. Of its value the end alone, unless `whole`."""
         try:
             name = self.names.name(key)
-            found = await self.store.get(name, None if whole else _END)
+            found = await self.store.get(name, None if whole else USUAL_END)
             # Again, for another writer may have put one that is larger in between.
             while found is not None and (size := footer_size(found.data)) > len(found.data) < found.size:
                 found = await self.store.get(name, size)

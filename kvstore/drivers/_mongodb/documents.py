@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvstore.driver import Stat
 from kvstore.errors import CorruptValueError
+from kvstore.expiry import LAST_EXPIRY
 from kvstore.keys import MAX_KEY_BYTES, prefix_end
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ BY_ID = [("_id", 1)]
 """The index to go by, said outright: the one on `EXPIRY` fits most conditions too, and would be a walk through everything."""
 _SHARE = 2**20
 """Bytes of names in one command: it has at most 16 MiB, and PyMongo encodes it, and decodes its answer, in the event loop."""
-_NEVER = 253_402_300_799_999
-"""The end of the year 9999, in milliseconds since 1970: so that every document has a date, and one range tells who is alive."""
 
 
 class Documents:
@@ -137,7 +136,8 @@ class Documents:
 def date(milliseconds: int | None) -> Any:
     from bson.datetime_ms import DatetimeMS
 
-    return DatetimeMS(_NEVER if milliseconds is None else min(milliseconds, _NEVER))
+    # For ever is a date too, so that one range tells who is alive.
+    return DatetimeMS(LAST_EXPIRY if milliseconds is None else min(milliseconds, LAST_EXPIRY))
 
 
 def is_ours(document: Document) -> bool:
@@ -156,5 +156,5 @@ def value_of(document: Document, key: str) -> bytes:
 def stat_of(document: Document) -> Stat:
     at = int(document[EXPIRY])
     return Stat(
-        document["size"], document["revision"], int(document["mtime"]), at if at < _NEVER else None, document.get("custom")
+        document["size"], document["revision"], int(document["mtime"]), at if at < LAST_EXPIRY else None, document.get("custom")
     )
