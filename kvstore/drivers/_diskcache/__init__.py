@@ -1,1 +1,1 @@
-"""What the diskcache driver is made of: statements, the schema, transactions and errors."""
+"""What the diskcache driver is made of: the statements for diskcache's table, and the files of large values."""

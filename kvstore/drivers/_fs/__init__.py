@@ -1,1 +1,1 @@
-"""What the file driver is made of: directory and lock, one file, expiry markers, the walk through the tree, names."""
+"""What the file driver is made of: directory and lock, files, open folders, expiry markers, the walk through all, names."""

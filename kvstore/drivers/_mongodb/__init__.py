@@ -1,1 +1,1 @@
-"""What the MongoDB driver is made of: the client, the documents, and transactions on them."""
+"""What the MongoDB driver is made of: the client, documents, writes of one each, transactions on several."""

@@ -1,1 +1,1 @@
-"""What the Redis driver is made of: the scripts that run on the server."""
+"""What the Redis driver is made of: URL, connections, scripts that run on the server, large values, changes, errors."""

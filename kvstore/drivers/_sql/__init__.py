@@ -1,1 +1,1 @@
-"""What PostgreSQL and MySQL share: connections, statements, transactions and conditions."""
+"""What PostgreSQL and MySQL share: the driver, its connections and their time, what a server has to tell, statements."""

@@ -1,1 +1,1 @@
-"""What the SQLite driver is made of: statements, the schema, transactions and errors."""
+"""What the SQLite driver is made of: the file and its threads, rows, statements, the schema, transactions, errors."""
