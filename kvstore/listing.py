@@ -109,13 +109,7 @@ class _Stream:
 
 
 async def pages(
-    table: MountTable,
-    prefix: str,
-    *,
-    after: str | None = None,
-    limit: int = PAGE,
-    reverse: bool = False,
-    depth: int | None = None,
+    table: MountTable, prefix: str, *, after: str | None, limit: int, reverse: bool, depth: int | None
 ) -> AsyncIterator[list[str]]:
     """Whole keys that start with `prefix`, in order, in pages that cost what they hold. `limit`: of a page."""
     streams = [_Stream(table, mount, prefix, after, reverse, depth) for mount in table.touched(prefix)]

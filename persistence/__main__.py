@@ -213,9 +213,9 @@ def line(message: Any) -> str:
             return f"  {'?':10} {_brief(message)}"
 
 
-def _brief(value: object, width: int = 100) -> str:
+def _brief(value: object) -> str:
     text = value if isinstance(value, str) else _json(value).decode()
-    return textwrap.shorten("".join(c if c.isprintable() else " " for c in text), width, placeholder=" …")
+    return textwrap.shorten("".join(c if c.isprintable() else " " for c in text), 100, placeholder=" …")
 
 
 _json = msgspec.json.encode  # what was read may hold integers of any size, which orjson can't write

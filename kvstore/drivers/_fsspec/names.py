@@ -40,7 +40,7 @@ _LAST = "~\u2027\ud7ff\ufffd"
 class Names:
     """The names below a prefix of `prefix_bytes`. `flat`: as they are on S3."""
 
-    def __init__(self, *, flat: bool, prefix_bytes: int, at_root: bool = True) -> None:
+    def __init__(self, *, flat: bool, prefix_bytes: int, at_root: bool) -> None:
         self.flat = flat
         self._at_root = at_root
         self._room = MAX_NAME_BYTES - prefix_bytes
