@@ -15,7 +15,7 @@ import pytest
 from test_agentx import BAD, SMALL, image, message, sqlite_store, texts
 
 from kvstore import create_storage
-from persistence import Image, create_persistence
+from persistence import Image, Session, create_persistence
 from persistence.__main__ import main
 
 Output = pytest.CaptureFixture[str]
@@ -125,6 +125,16 @@ def test_what_is_not_there_is_said_and_not_created(tmp_path: Path, source: str, 
     assert main(["import", source, "--into", store]) == 0
     capsys.readouterr()
     assert "there is no session 'nobody'" in failed(capsys, "show", "nobody", "--store", store)
+
+
+def test_a_session_without_messages_is_shown(store: str, capsys: Output) -> None:
+    async def fill() -> None:
+        async with create_persistence("sqlite", path=store) as persistence:
+            await persistence.sessions.save(Session(session_id="s1", image_id="i1", container_id="c1"))
+
+    asyncio.run(fill())
+    assert main(["show", "s1", "--store", store]) == 0
+    assert capsys.readouterr().out == "session s1: 0 messages\n"
 
 
 def test_a_store_is_not_imported_into_itself(source: str, tmp_path: Path, capsys: Output) -> None:

@@ -51,6 +51,35 @@ def test_a_driver_is_connected_once_in_each_event_loop() -> None:
     assert driver.closed == 1
 
 
+def test_L1_closing_that_was_left_by_an_event_loop_that_ended_is_done_in_the_next() -> None:
+    class Hanging(Connecting):
+        async def aclose(self) -> None:
+            await super().aclose()
+            if self.closed == 1:
+                await asyncio.Event().wait()
+
+    driver = Hanging()
+    storage = create_storage(driver)
+
+    async def leave() -> None:
+        await storage.set_item("key", 1)
+        asyncio.create_task(storage.aclose())  # noqa: RUF006 - it is to be left
+        while not driver.closed:
+            await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())
+    try:
+        asyncio.run(asyncio.wait_for(storage.aclose(), 5))
+        assert driver.closed == 2
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.close()
+
+
 @pytest.mark.parametrize("name", ["fs", "sqlite", "diskcache"])
 def test_L1_an_event_loop_that_ends_over_a_write_leaves_no_task_behind(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

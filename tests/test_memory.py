@@ -90,6 +90,8 @@ async def test_R3_a_key_set_or_removed_while_the_index_is_built_is_listed_right(
         await asyncio.sleep(0)
         await storage.set_item("k000000a", 1)
         await storage.remove_item("k019999")
+        await storage.remove_item("k000001")  # which is still to be indexed, and comes anew
+        await storage.set_item("k000001", 1)
         await listing
         keys = await storage.get_keys()
         assert keys == sorted({f"k{number:06}" for number in range(19_999)} | {"k000000a"})

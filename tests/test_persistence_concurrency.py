@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from persistence_helpers import KINDS, Crashing, Steps, Store, Wrapped, assert_clean, ids, image, message, run, session
 from running import in_loop
 
-from kvstore import BackendError, BackendUnavailable, ClosedError, Driver, Expect, Write
+from kvstore import BackendError, BackendTimeout, BackendUnavailable, ClosedError, Driver, Expect, Write
 from kvstore.drivers.memory import MemoryDriver
 from persistence import ConflictError, Container, Image, Persistence, RecordNotFoundError, create_persistence
 
@@ -205,6 +205,34 @@ async def test_a_message_that_the_backend_refuses_fails_alone(tmp_path: Path) ->
         assert all(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
         driver.away = False
         assert await add("s1", message("back")) == 7
+
+
+class Unanswered(Wrapped):
+    """Writes, and gives no answer in time when told so."""
+
+    silent = False
+
+    async def write(self, writes: Sequence[Write], expect: Expect | None = None) -> list[bool] | None:
+        await asyncio.sleep(0)
+        found = await super().write(writes, expect)
+        if self.silent and found is not None:
+            raise BackendTimeout("no answer", maybe_written=True)
+        return found
+
+
+@in_loop
+async def test_P4_messages_that_may_be_stored_are_not_stored_once_more(tmp_path: Path) -> None:
+    driver = Unanswered(Store("memory", tmp_path).driver())
+    async with create_persistence(driver) as persistence:
+        await persistence.sessions.add_message("s1", message("first"))
+        driver.silent = True
+        names = [f"m{number}" for number in range(6)]
+        adds = [persistence.sessions.add_message("s1", message(name)) for name in names]
+        outcomes = await asyncio.gather(*adds, return_exceptions=True)
+        assert all(isinstance(outcome, BackendTimeout) for outcome in outcomes)
+        driver.silent = False
+        found = ids(await persistence.sessions.get_messages("s1"))
+        assert found == ["first", *names]
 
 
 class Gone(Steps):
