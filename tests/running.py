@@ -1,9 +1,10 @@
-"""Async tests as plain ones."""
+"""Async tests as plain ones, and what runs in several threads."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -21,3 +22,14 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
         asyncio.run(asyncio.wait_for(test(*args, **kwargs), LIMIT))
 
     return run
+
+
+def in_threads(*mains: Coroutine[Any, Any, None]) -> None:
+    """Runs each in a thread and an event loop of its own, and raises what one of them does, or that it takes too long."""
+
+    async def limited(main: Coroutine[Any, Any, None]) -> None:
+        await asyncio.wait_for(main, 30)
+
+    with ThreadPoolExecutor(len(mains)) as threads:
+        for done in [threads.submit(asyncio.run, limited(main)) for main in mains]:
+            done.result()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, ItemsView, Iterator
 from pathlib import Path
 
 import pytest
-from running import in_loop
+from running import in_loop, in_threads
 
 from kvstore import ClosedError, ConfigError, Storage, create_storage
 from kvstore.drivers.memory import MemoryDriver
@@ -104,11 +104,7 @@ def test_A2_threads_that_share_a_storage_count_exactly() -> None:
         for _ in range(200):
             await storage.update_item("count", lambda value: value + 1, default=0)
 
-    threads = [threading.Thread(target=asyncio.run, args=(count(),)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*(count() for _ in range(4)))
     assert asyncio.run(storage.get_item("count")) == 800
 
 
@@ -191,7 +187,6 @@ async def test_A3_what_waits_for_the_next_pass_is_done_in_order_clears_and_listi
 
 def test_a_clear_in_one_thread_holds_up_no_other_thread_for_ever() -> None:
     storage = create_storage()
-    failures: list[BaseException] = []
 
     async def clear() -> None:
         for _ in range(30):
@@ -203,18 +198,7 @@ def test_a_clear_in_one_thread_holds_up_no_other_thread_for_ever() -> None:
             await asyncio.gather(*(storage.set_item(f"b:{key}", number) for key in range(300)))
             await asyncio.sleep(0.001)
 
-    def run(work: Callable[[], Coroutine[object, object, None]]) -> None:
-        try:
-            asyncio.run(asyncio.wait_for(work(), 30))
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(work,)) for work in (clear, write, write)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    in_threads(clear(), write(), write())
     assert asyncio.run(storage.count("b")) == 300
     assert asyncio.run(storage.count("a")) == 0
 

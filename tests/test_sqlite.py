@@ -19,7 +19,7 @@ from unittest import mock
 
 import pytest
 from outside import HERE, in_directory, process, rounds, said, small_disk, tell
-from running import in_loop
+from running import in_loop, in_threads
 
 from kvstore import (
     MISSING,
@@ -714,11 +714,7 @@ def test_A2_threads_with_storages_of_their_own_count_exactly(tmp_path: Path) -> 
             for _ in range(50):
                 await storage.update_item("count", lambda value: value + 1, default=0)
 
-    threads = [threading.Thread(target=asyncio.run, args=(count(),)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*(count() for _ in range(4)))
     assert rows(tmp_path) == [("count", b"200")]
 
 
