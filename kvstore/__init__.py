@@ -9,47 +9,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvstore.config import open_storage as open_storage
-    from kvstore.driver import Batch as Batch
-    from kvstore.driver import Capabilities as Capabilities
-    from kvstore.driver import Driver as Driver
-    from kvstore.driver import Event as Event
-    from kvstore.driver import Expect as Expect
-    from kvstore.driver import Stat as Stat
-    from kvstore.driver import Write as Write
-    from kvstore.errors import BackendError as BackendError
-    from kvstore.errors import BackendTimeout as BackendTimeout
-    from kvstore.errors import BackendUnavailable as BackendUnavailable
-    from kvstore.errors import ClosedError as ClosedError
-    from kvstore.errors import ConfigError as ConfigError
-    from kvstore.errors import CorruptValueError as CorruptValueError
-    from kvstore.errors import DriverNotFoundError as DriverNotFoundError
-    from kvstore.errors import InvalidKeyError as InvalidKeyError
-    from kvstore.errors import InvalidValueError as InvalidValueError
-    from kvstore.errors import KVStoreError as KVStoreError
-    from kvstore.errors import MissingDependencyError as MissingDependencyError
-    from kvstore.errors import ReadOnlyError as ReadOnlyError
-    from kvstore.errors import UnsupportedOperation as UnsupportedOperation
-    from kvstore.expiry import Ttl as Ttl
-    from kvstore.keys import escape_segment as escape_segment
-    from kvstore.keys import join_key as join_key
-    from kvstore.keys import normalize_key as normalize_key
-    from kvstore.keys import unescape_segment as unescape_segment
-    from kvstore.meta import Meta as Meta
-    from kvstore.mount import Mount as Mount
-    from kvstore.resolve import DriverSpec as DriverSpec
-    from kvstore.storage import Storage as Storage
-    from kvstore.storage import create_storage as create_storage
-    from kvstore.storage import prefix_storage as prefix_storage
-    from kvstore.transfer import copy as copy
-    from kvstore.transfer import restore_snapshot as restore_snapshot
-    from kvstore.transfer import snapshot as snapshot
-    from kvstore.values import MISSING as MISSING
-    from kvstore.values import NEVER as NEVER
-    from kvstore.values import Missing as Missing
-    from kvstore.values import Never as Never
-    from kvstore.watch import Listener as Listener
-    from kvstore.wrapper import Wrapper as Wrapper
+    from kvstore.config import open_storage
+    from kvstore.driver import Batch, Capabilities, Driver, Event, Expect, Stat, Write
+    from kvstore.errors import (
+        BackendError,
+        BackendTimeout,
+        BackendUnavailable,
+        ClosedError,
+        ConfigError,
+        CorruptValueError,
+        DriverNotFoundError,
+        InvalidKeyError,
+        InvalidValueError,
+        KVStoreError,
+        MissingDependencyError,
+        ReadOnlyError,
+        UnsupportedOperation,
+    )
+    from kvstore.expiry import Ttl
+    from kvstore.keys import escape_segment, join_key, normalize_key, unescape_segment
+    from kvstore.meta import Meta
+    from kvstore.mount import Mount
+    from kvstore.resolve import DriverSpec
+    from kvstore.storage import Storage, create_storage, prefix_storage
+    from kvstore.transfer import copy, restore_snapshot, snapshot
+    from kvstore.values import MISSING, NEVER, Missing, Never
+    from kvstore.watch import Listener
+    from kvstore.wrapper import Wrapper
 
     __version__: str
 

@@ -9,32 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from persistence.agentx import import_agentx as import_agentx
-    from persistence.errors import ConflictError as ConflictError
-    from persistence.errors import RecordNotFoundError as RecordNotFoundError
-    from persistence.messages import AssistantMessage as AssistantMessage
-    from persistence.messages import ErrorMessage as ErrorMessage
-    from persistence.messages import KnownMessage as KnownMessage
-    from persistence.messages import Message as Message
-    from persistence.messages import ToolCallMessage as ToolCallMessage
-    from persistence.messages import ToolResultMessage as ToolResultMessage
-    from persistence.messages import UserMessage as UserMessage
-    from persistence.persistence import Persistence as Persistence
-    from persistence.persistence import create_persistence as create_persistence
-    from persistence.persistence import local_persistence as local_persistence
-    from persistence.records import Container as Container
-    from persistence.records import Image as Image
-    from persistence.records import Kind as Kind
-    from persistence.records import McpServer as McpServer
-    from persistence.records import Record as Record
-    from persistence.records import Session as Session
-    from persistence.repair import RepairReport as RepairReport
-    from persistence.repositories import Containers as Containers
-    from persistence.repositories import Images as Images
-    from persistence.repository import Page as Page
-    from persistence.repository import Records as Records
-    from persistence.repository import Repository as Repository
-    from persistence.sessions import Sessions as Sessions
+    from persistence.agentx import import_agentx
+    from persistence.errors import ConflictError, RecordNotFoundError
+    from persistence.messages import (
+        AssistantMessage,
+        ErrorMessage,
+        KnownMessage,
+        Message,
+        ToolCallMessage,
+        ToolResultMessage,
+        UserMessage,
+    )
+    from persistence.persistence import Persistence, create_persistence, local_persistence
+    from persistence.records import Container, Image, Kind, McpServer, Record, Session
+    from persistence.repair import RepairReport
+    from persistence.repositories import Containers, Images
+    from persistence.repository import Page, Records, Repository
+    from persistence.sessions import Sessions
 
 _PLACES = {
     "agentx": ("import_agentx",),

@@ -40,7 +40,7 @@ def test_what_is_named_for_type_checkers_is_what_is_loaded_when_it_is_used(packa
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )
     places = {
-        alias.asname: node.module
+        alias.name: node.module
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package)
         for alias in node.names
