@@ -1,4 +1,4 @@
-"""One small asyncio key-value `Storage`, with mount points in front of any backend.
+"""One asyncio key-value `Storage`, with mount points in front of any backend.
 
 The names below are imported when they are first used, so that `import kvstore` costs nothing.
 """
