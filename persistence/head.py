@@ -40,10 +40,8 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     closed: tuple[Segment, ...] = ()
     staged: tuple[_Generation, ...] = ()
     """Generations that are being written, to be published as a whole."""
-    forked: str | None = None
-    """The generation that was published as a fork whose record is pending yet; see `pending.py`."""
-    stayed: int = 0
-    """How often the session was to go with its log, and stayed; see `pending.py`."""
+    done: str | None = None
+    """The token of the pending record that has come or gone with its log; see `pending.py`."""
     otherwise: bytes = b""
     """What is stored, where that is not what would be written: it has members of another version, or is in another order."""
 

@@ -76,10 +76,10 @@ class MessageLog:
             try:
                 tail = await self.salvage.end(session)
             except CorruptValueError:  # not even the head can be read
-                if await self._storage.compare_and_set(head_key(session), await self.any_head(session), MISSING):
+                if await self.discard(session):
                     return await self.sweep(session)
                 continue
-            if await self.exchange(session, tail.head, Head(forked=tail.head.forked)):
+            if await self.exchange(session, tail.head, Head(done=tail.head.done)):
                 gone = await self._length(session, tail)
                 await self.sweep(session)
                 return gone
@@ -192,6 +192,10 @@ class MessageLog:
         if old == new:
             return True
         return await self._storage.compare_and_set(head_key(session), old.value, new.value, NEVER)
+
+    async def discard(self, session: str) -> bool:
+        """Removes a head, readable or not. False: others were faster."""
+        return await self._storage.compare_and_set(head_key(session), await self.any_head(session), MISSING)
 
     async def any_head(self, session: str) -> object:
         """The head as it is stored, readable or not, to be exchanged. One that not even the driver can read is removed."""

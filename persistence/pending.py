@@ -1,17 +1,15 @@
 """Pending: the record of a session that comes or goes with its log, on a driver where they can't change in one commit.
 
-One that is being forked is stored as `[generation, record]` before that generation is published, and belongs to nobody until
-the head says that it was, in `forked`. So a fork with all its messages appears at one exchange of the head; whoever changes
-the head before that has stopped it; and a crash leaves a record that can be seen to be dead or alive. Generations never come
-back, so no other log brings a dead one to life.
-
-One that goes with a record above it, if it still belongs there, is stored as `[":" + generation, record]`, with the first
-generation of its log, and is there until that is gone. So it goes with all its messages at one exchange of the head. Who
-wants to write it before that changes the head, which stops the removal; a crash leaves it there, or gone.
+It is stored as `[token, record]` if it is to come, and as `[":" + token, record]` if it is to go. The head knows of the token
+first, as of a generation that is being written; the exchange of the head with which the log comes or goes says so in `done`,
+and from then on the record is there, or is not. So it appears or vanishes with all its messages at one moment. Whoever
+changes the head before that has stopped it; and a crash leaves a record that can be seen to be there or not. Tokens never
+come back, so nothing else that becomes of the log brings a record that is pending to life, or ends it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -24,33 +22,30 @@ from persistence.records import Session
 from persistence.shape import Shape
 from persistence.table import Also, Table, as_read, one_commit, readable
 
-_GOES = ":"  # in no generation
+_GOES = ":"  # in no token
 
 
 class Pending(NamedTuple):
     """What is stored in place of a record."""
 
-    generation: str
-    document: dict[str, Any]
+    token: str
+    document: Any
+    goes: bool
 
-    @property
-    def goes(self) -> bool:
-        return self.generation.startswith(_GOES)
-
-    def is_alive(self, head: Head) -> bool:
-        return self.generation[1:] in head.generations if self.goes else self.generation == head.forked
+    def is_there(self, head: Head) -> bool:
+        return self.goes is not (head.done == self.token)
 
 
 def parse_pending(stored: Any) -> Pending | None:
     """None for what is none: a record, nothing, or what can't be read."""
     match stored:
-        case [str() as generation, dict() as document]:
-            return Pending(generation, document)
+        case [str() as token, document] if re.fullmatch(f"{_GOES}?[0-9a-f]{{16}}", token):
+            return Pending(token.removeprefix(_GOES), document, token.startswith(_GOES))
     return None
 
 
 class SessionTable(Table[Session]):
-    """Sessions: who reads sees a pending record where it is alive, who writes settles it first."""
+    """Sessions: who reads sees a pending record as it is by the head, who writes settles it first."""
 
     def __init__(self, storage: Storage, log: MessageLog) -> None:
         super().__init__(storage, Shape(Session))
@@ -62,10 +57,9 @@ class SessionTable(Table[Session]):
             pending = parse_pending(stored)
             if pending is None:
                 return stored
-            if pending.is_alive(await self._head(key)):
-                return pending.document
-            if await super().get(key) == stored:  # else it was settled before the head was read
-                return MISSING
+            head = await self._head(key)
+            if head.done == pending.token or await super().get(key) == stored:  # else it was settled before the head was read
+                return pending.document if pending.is_there(head) else MISSING
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         found = await super().get_many(keys)
@@ -85,31 +79,57 @@ class SessionTable(Table[Session]):
         await self.settle(key)
         return False
 
+    async def add(self, key: str, document: dict[str, Any], head: Head) -> bool:
+        """Stores a record that has no messages. False: others were faster."""
+        also = {head_key(_session(key)): (head.value, head.value)}
+        return await self.swap(key, MISSING, document, also if self._is_one_commit(key, document) else None)
+
     async def publish(self, key: str, document: dict[str, Any], staged: Head) -> bool:
         """Stores a record with the generation staged last as its log, at one moment. False: others were faster."""
         session, generation = _session(key), staged.staged[-1]
         published = staged.published(generation)
+        if self._is_one_commit(key, document):
+            done = await self.swap(key, MISSING, document, {head_key(session): (staged.value, published.value)})
+            if not done:
+                await self._log.withdraw(session, generation)
+            return done
         entries = self.shape.entries(document)
-        if one_commit(self.storage, [key, head_key(session), *entries]):
-            return await self.swap(key, MISSING, document, {head_key(session): (staged.value, published.value)})
         mark = await self._enter(entries)
-        done = await self.storage.compare_and_set(key, MISSING, [generation, document], NEVER)
-        done = done and await self._log.exchange(session, staged, published.but(forked=generation))
-        await self.settle(key)
+        done = await self._pend(key, MISSING, [generation, document], staged, published)
         if not done:
             await self.drop(key, dict.fromkeys(entries, mark))
         return done
 
-    async def leave(self, key: str, old: dict[str, Any]) -> bool:
-        """Removes a record that is `old`, with its log, at one moment. False: others were faster, and nothing is removed."""
-        head = await self._head(key)
-        generation = next((name for name in (*(part.generation for part in head.closed), head.generation) if name), "")
-        if await self.storage.compare_and_set(key, as_read(old), [_GOES + generation, as_read(old)], NEVER):
-            done = await self._log.exchange(_session(key), head, Head()) or not generation
-            await self.settle(key)
-            return done
+    async def remove(self, key: str, old: object) -> bool:
+        """Removes a record that is `old`, with its log, at one moment. False: others were faster, and the record stays."""
+        session = _session(key)
+        if self._is_one_commit(key, old):
+            also = {head_key(session): (await self._log.any_head(session), MISSING)}
+            return await self.swap(key, old, MISSING, also)
+        try:
+            head = await self._head(key)
+        except CorruptValueError:  # its messages can't be read anyway
+            await self._log.discard(session)
+            return False
+        if head == Head():
+            return await self.swap(key, old, MISSING)
+        if old is MISSING:
+            await self.settle(key)  # once the head was read, for it may say that a record has gone
+            return await self._log.exchange(session, head, Head())
+        staged = await self._log.stage(session, head, ())
+        if staged is None:
+            return False
+        return await self._pend(key, old, [_GOES + staged.staged[-1], as_read(old)], staged, Head())
+
+    async def _pend(self, key: str, old: object, pending: object, staged: Head, head: Head) -> bool:
+        """Exchanges a record that is `old`, with the head: by the token staged last it is pending meanwhile."""
+        session, token = _session(key), staged.staged[-1]
+        done = await self.storage.compare_and_set(key, as_read(old), pending, NEVER)
+        done = done and await self._log.exchange(session, staged, head.but(done=token))
         await self.settle(key)
-        return False
+        if not done:
+            await self._log.withdraw(session, token)
+        return done
 
     async def unsettled(self, keys: Collection[str]) -> list[str]:
         return [key for key, data in (await readable(self.storage, keys)).items() if data and data.lstrip().startswith(b"[")]
@@ -118,29 +138,26 @@ class SessionTable(Table[Session]):
         session, cas = _session(key), self.storage.compare_and_set
         while pending := parse_pending(stored := await super().get(key)):
             head = await self._head(key)
-            if pending.goes and pending.is_alive(head):
-                stays = await self._log.exchange(session, head, head.but(stayed=head.stayed + 1))
-                if stays and await cas(key, as_read(stored), as_read(pending.document), NEVER):
-                    return True
-            elif head.forked == pending.generation:
-                if await cas(key, stored, pending.document, NEVER):
+            if pending.token in head.staged:  # it may come or go yet, but not after this
+                await self._log.exchange(session, head, head.unstaged(pending.token))
+                continue
+            if pending.is_there(head):
+                settled = await cas(key, as_read(stored), as_read(pending.document), NEVER)
+                if settled:
                     await self.mend(key, pending.document)  # a repair may have come before the head did
-                    await self._forget(key, pending.generation)
-                    return True
-            elif pending.generation in head.staged:  # it may come to life yet, but not after this
-                await self._log.exchange(session, head, head.unstaged(pending.generation))
             else:
                 marks = await self.marks(self.shape.entries(pending.document))
-                if await cas(key, as_read(stored), MISSING):
+                settled = await cas(key, as_read(stored), MISSING)
+                if settled:
                     await self.drop(key, marks)
-                    return True
+            if settled:
+                while head.done == pending.token and not await self._log.exchange(session, head, head.but(done=None)):
+                    head = await self._head(key)
+                return True
         return False
 
-    async def _forget(self, key: str, generation: str) -> None:
-        """Takes the mark off the head that a fork was published, once its record is no longer pending."""
-        while (head := await self._head(key)).forked == generation:
-            if await self._log.exchange(_session(key), head, head.but(forked=None)):
-                return
+    def _is_one_commit(self, key: str, document: object) -> bool:
+        return one_commit(self.storage, [key, head_key(_session(key)), *self.shape.entries(document)])
 
     async def _head(self, key: str) -> Head:
         return await self._log.reader.head(_session(key))

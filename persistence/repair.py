@@ -26,7 +26,8 @@ class RepairReport(msgspec.Struct, frozen=True, kw_only=True):
     removed_entries: int
     """Index entries that no record calls for."""
     mended_heads: int
-    """Forks, imports and truncations that were under way. One that crashed has to be done again where it left nothing."""
+    """Forks, deletions, imports and truncations that were under way. One that crashed has to be done again where it
+    did nothing."""
     removed_messages: int
     """Keys with messages that were cleared, cut off or deleted, or never came to be part of a log."""
     unreadable: tuple[str, ...]

@@ -23,7 +23,7 @@ from persistence.pending import SessionTable
 from persistence.records import AT_SAVE, Session
 from persistence.repository import Page, Repository
 from persistence.shape import id_segment
-from persistence.table import has_members, one_commit
+from persistence.table import has_members
 
 
 class Sessions(Repository[Session]):
@@ -109,13 +109,15 @@ class Sessions(Repository[Session]):
         """The ids of all sessions that have messages, with a record or without."""
         found = []
         async for session in self._log.sessions():
-            try:
-                there = await self._log.reader.holds(session)
-            except CorruptValueError:
-                there = True
-            if there:
+            if await self._has_messages(session):
                 found.append(unescape_segment(session))
         return found
+
+    async def _has_messages(self, session: str) -> bool:
+        try:
+            return await self._log.reader.holds(session)
+        except CorruptValueError:
+            return True
 
     # Sessions
 
@@ -134,34 +136,24 @@ class Sessions(Repository[Session]):
         return await self._page(limit, cursor, container_id=container_id, image_id=image_id)
 
     async def delete(self, record_id: str, *, cascade: bool = False) -> bool:
-        """Removes a session and, `cascade` or not, its messages. False: there was neither.
-
-        Where it can't be one commit, the messages go first: what a crash leaves is a session without messages, and never
-        messages without the session.
-        """
+        """Removes a session and, `cascade` or not, its messages, at one moment. False: there was neither."""
         return await self._delete(self.table.shape.key(record_id, "delete"), {})
 
     async def _delete(self, key: str, members: Mapping[str, str]) -> bool:
-        session, found = key.partition(":")[2], False
+        session, removed = key.partition(":")[2], False
         while True:
             try:
                 old = await self.table.get(key)
             except CorruptValueError:  # not even JSON
                 if members:
                     return False
-                old, found = MISSING, await self.table.storage.remove_item(key)
+                old, removed = MISSING, await self.table.storage.remove_item(key)
             if not has_members(old, members):
                 return False
-            if members and not one_commit(self.table.storage, [key, head_key(session), *self.table.shape.entries(old)]):
-                with suppress(CorruptValueError):  # of a head, whose messages can't be read anyway
-                    if await self.table.leave(key, old):
-                        await self._log.sweep(session)
-                        return True
-                    continue
-            head = await self._log.any_head(session)
-            found = found or old is not MISSING or head is not MISSING
-            if await self.table.swap(key, old, MISSING, {head_key(session): (head, MISSING)}):
-                return await self._log.sweep(session) > 0 or found
+            found = removed or old is not MISSING or await self._has_messages(session)
+            if await self.table.remove(key, old):
+                await self._log.sweep(session)
+                return found
 
     async def fork(
         self,
@@ -202,16 +194,11 @@ class Sessions(Repository[Session]):
     async def _fork(self, session: str, key: str, document: dict[str, Any], entries: Sequence[Entry]) -> bool:
         """Publishes log and record. False: others were faster."""
         log = self._log
+        head = await log.new_head(session, "fork")
         if not entries:
-            head = (await log.new_head(session, "fork")).value
-            return await self.table.swap(key, MISSING, document, {head_key(session): (head, head)})
-        staged = await log.stage(session, await log.new_head(session, "fork"), entries)
-        if staged is None:
-            return False
-        if await self.table.publish(key, document, staged):
-            return True
-        await log.withdraw(session, staged.staged[-1])
-        return False
+            return await self.table.add(key, document, head)
+        staged = await log.stage(session, head, entries)
+        return staged is not None and await self.table.publish(key, document, staged)
 
     async def sweep(self) -> int:
         """Removes what is part of no log any more. Returns how many keys."""
@@ -241,10 +228,10 @@ class Sessions(Repository[Session]):
         False: there are none.
         """
         log, marked = self._log, False
-        while (head := await log.reader.head(session)).staged or head.forked is not None:
+        while (head := await log.reader.head(session)).staged or head.done is not None:
             marked = True
             await self.table.settle(f"{self.table.shape.name}:{session}")
-            # Only if it is the head that was there before the record was settled, else the mark may be that of a later fork.
-            if await log.exchange(session, head, head.but(staged=(), forked=None)):
+            # Only if it is the head that was there before the record was settled, else the mark may be that of a later one.
+            if await log.exchange(session, head, head.but(staged=(), done=None)):
                 break
         return marked

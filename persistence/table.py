@@ -91,8 +91,9 @@ class Table(Generic[R]):
     async def swap(
         self, key: str, old: object, new: object, also: Also | None = None, entered: dict[str, object] | None = None
     ) -> bool:
-        """Exchanges a record that is `old`. False: it is not, or one of `also` is not, and no record changed.
+        """Exchanges a record that is `old`. False: it is not, or one of `also` is not, and nothing changed.
 
+        There is an `also` only where it can be one commit.
         Who tries again gives the same `entered`, so that entries of an attempt that failed go if they are not called for.
         """
         storage, also, entered = self.storage, also or {}, {} if entered is None else entered
@@ -103,9 +104,7 @@ class Table(Generic[R]):
             expect = {key: as_read(old)} | {other: now for other, (now, _) in also.items()}
             items = {changed: value for changed, value in changes.items() if value is not MISSING}
             return await storage.commit(items, [*gone, *(changes.keys() - items.keys())], expect, NEVER)
-        for other, (now, then) in also.items():
-            if not await storage.compare_and_set(other, now, then, NEVER):
-                return False
+        assert not also
         marks = await self.marks(gone)
         entered |= dict.fromkeys(fresh, await self._enter(fresh))
         if not await storage.compare_and_set(key, as_read(old), new, NEVER):

@@ -88,9 +88,7 @@ def test_P5_a_crash_while_a_container_is_deleted_with_all_that_is_its(stores: Ca
         for name in ("s1", "s2"):
             exists = await persistence.sessions.exists(name)
             assert exists == (name in sessions)
-            assert await log(persistence, name) in ([["m1", "m2"], []] if exists and name == "s1" else [[]]), (
-                "no messages without the session"
-            )
+            assert await log(persistence, name) == ["m1", "m2"] * (exists and name == "s1"), "all its messages go with it"
         assert await names(persistence, container_id="c1") == ["i1"] * await persistence.images.exists("i1")
         if sessions:
             assert await persistence.images.exists("i1")
@@ -99,28 +97,6 @@ def test_P5_a_crash_while_a_container_is_deleted_with_all_that_is_its(stores: Ca
         assert not done or not await persistence.containers.exists("c1")
 
     assert run(crashes(stores, prepare, act, check)) >= 4
-
-
-@pytest.mark.parametrize("written", [False, True])
-def test_P4_a_session_that_a_cascade_left_when_it_crashed_is_as_it_was(stores: Callable[[], Store], written: bool) -> None:
-    async def prepare(persistence: Persistence) -> None:
-        await persistence.sessions.save(session("s1"))
-        await persistence.sessions.write_messages("s1", [message("m1"), message("m2")])
-
-    async def act(persistence: Persistence) -> None:
-        await persistence.images.delete("i1", cascade=True)
-
-    async def check(persistence: Persistence, done: bool) -> None:
-        there = await persistence.sessions.exists("s1")
-        assert there or await log(persistence) == []
-        if there:
-            if written:
-                await persistence.sessions.update("s1", lambda record: record)
-            assert await log(persistence) == ["m1", "m2"]
-            assert [found.session_id for found in await persistence.sessions.list(image_id="i1")] == ["s1"]
-        assert not done or not there
-
-    assert run(crashes(stores, prepare, act, check)) >= 1
 
 
 def test_P4_a_crash_while_messages_are_appended(stores: Callable[[], Store]) -> None:
@@ -243,9 +219,11 @@ async def clear(persistence: Persistence, existed: bool) -> None:
 
 async def truncate(persistence: Persistence, existed: bool) -> None:
     if existed:
-        for number in range(40):  # so often that what is kept is copied to a generation of its own
-            await persistence.sessions.add_message("s2", message(f"x{number}"))
-            assert await persistence.sessions.truncate_after("s2", "b") == 1
+        for number in range(34):  # so often that what is kept is copied to a generation of its own
+            for name in ("x", "y"):
+                await persistence.sessions.add_message("s2", message(f"{name}{number}"))
+            assert await persistence.sessions.truncate_after("s2", f"x{number}") == 1
+        assert await persistence.sessions.truncate_after("s2", "b") == 34
     assert await fork_is_whole_or_not_there(persistence) == existed
 
 
@@ -253,25 +231,51 @@ async def names_of_sessions(persistence: Persistence, image_id: str) -> list[str
     return [session.session_id for session in await persistence.sessions.list(image_id=image_id)]
 
 
-AFTER_A_FORK = [append, fork_again, save, update, delete, clear, truncate]
+async def prepare_removal(persistence: Persistence) -> None:
+    await prepare_fork(persistence)
+    await persistence.images.save(image("i2"))
+    await fork(persistence)
+
+
+async def cascade(persistence: Persistence) -> None:
+    await persistence.images.delete("i2", cascade=True)
+
+
+async def remove(persistence: Persistence) -> None:
+    await persistence.sessions.delete("s2")
+
+
+Call = Callable[[Persistence], Coroutine[Any, Any, None]]
+BOTH_AT_ONE_MOMENT = [(prepare_fork, fork), (prepare_removal, cascade), (prepare_removal, remove)]
+AFTER = [append, fork_again, save, update, delete, clear, truncate]
 After = Callable[[Persistence, bool], Coroutine[Any, Any, None]]
 
 
+@pytest.mark.parametrize("act", [cascade, remove])
+def test_P5_a_crash_while_a_session_is_deleted_leaves_it_whole_or_not_there(stores: Callable[[], Store], act: Call) -> None:
+    async def check(persistence: Persistence, done: bool) -> None:
+        exists = await fork_is_whole_or_not_there(persistence)
+        assert not exists or not done
+
+    assert run(crashes(stores, prepare_removal, act, check)) >= 1
+
+
 # Files are written key by key, as "steps" are; what is done on them beside a fork is tested by the crashes above.
-@pytest.mark.parametrize("then", AFTER_A_FORK)
+@pytest.mark.parametrize("then", AFTER)
+@pytest.mark.parametrize(("prepare", "act"), BOTH_AT_ONE_MOMENT)
 @pytest.mark.parametrize("stores", ["steps", "sqlite"], indirect=True)
 @in_loop
-async def test_P4_what_is_done_after_a_fork_that_crashed_holds_and_a_repair_leaves_it(
-    stores: Callable[[], Store], then: After
+async def test_P4_what_is_done_after_a_fork_or_a_deletion_that_crashed_holds_and_a_repair_leaves_it(
+    stores: Callable[[], Store], prepare: Call, act: Call, then: After
 ) -> None:
     for steps in itertools.count():
         store = stores()
         async with store.open() as before:
-            await prepare_fork(before)
+            await prepare(before)
         done = True
         async with store.open(lambda driver, steps=steps: Crashing(driver, steps)) as during:  # type: ignore[misc]
             try:
-                await fork(during)
+                await act(during)
             except BackendUnavailable:
                 done = False
         async with store.open() as after:
@@ -305,7 +309,7 @@ async def repair(persistence: Persistence, existed: bool) -> None:
     assert await fork_is_whole_or_not_there(persistence) == existed
 
 
-@pytest.mark.parametrize("then", [*AFTER_A_FORK, repair])
+@pytest.mark.parametrize("then", [*AFTER, repair])
 @pytest.mark.parametrize("stores", ["steps", "sqlite"], indirect=True)
 @in_loop
 async def test_P4_what_comes_between_two_steps_of_a_fork_holds(stores: Callable[[], Store], then: After) -> None:
@@ -341,6 +345,62 @@ async def test_P4_what_comes_between_two_steps_of_a_fork_holds(stores: Callable[
                 assert record is None
             await other.repair()
         await assert_clean(store)
+
+
+@pytest.mark.parametrize("then", [*AFTER, repair])
+@pytest.mark.parametrize("act", [cascade, remove])
+@pytest.mark.parametrize("stores", ["steps", "sqlite"], indirect=True)
+@in_loop
+async def test_P5_what_comes_between_two_steps_of_a_deletion_holds_or_goes_with_the_session(
+    stores: Callable[[], Store], act: Call, then: After
+) -> None:
+    for steps in itertools.count():
+        store = stores()
+        async with store.open() as other:
+            await prepare_removal(other)
+            seen: list[Any] = []
+
+            async def happen(other: Persistence = other, seen: list[Any] = seen) -> None:
+                existed = await fork_is_whole_or_not_there(other)
+                await then(other, existed)
+                seen += [existed, await log(other, "s2")]
+
+            async with store.open(lambda driver, n=steps, happen=happen: Meanwhile(driver, n, happen)) as deleting:  # type: ignore[misc]
+                await act(deleting)
+            exists = await other.sessions.exists("s2")
+            if not seen:
+                assert not exists
+                return
+            existed, messages = seen
+            if act is cascade and then is save:
+                assert exists, "it was moved to another image before, or made anew"
+            began_anew = then is append and not existed
+            assert await log(other, "s2") == (messages if exists or began_anew else [])
+            await other.repair()
+        await assert_clean(store)
+
+
+@pytest.mark.parametrize("stores", ["steps"], indirect=True)
+@in_loop
+async def test_P5_a_deletion_says_whether_there_was_a_session_or_a_message(stores: Callable[[], Store]) -> None:
+    for steps in itertools.count():
+        store = stores()
+        async with store.open() as before:
+            await prepare_removal(before)
+        done = True
+        async with store.open(lambda driver, steps=steps: Crashing(driver, steps)) as during:  # type: ignore[misc]
+            try:
+                await remove(during)
+            except BackendUnavailable:
+                done = False
+        async with store.open() as after:
+            existed = await fork_is_whole_or_not_there(after)
+            assert await after.sessions.delete("s2") == existed, "what a crash leaves to be swept is none"
+            assert not await after.sessions.delete("s2")
+            await after.sessions.add_message("s2", message("m"))
+            assert await after.sessions.delete("s2")
+        if done:
+            return
 
 
 def test_P4_a_crash_while_a_whole_log_is_written(stores: Callable[[], Store]) -> None:
