@@ -93,7 +93,7 @@ class SessionTable(Table[Session]):
             if not done:
                 await self._log.withdraw(session, generation)
             return done
-        entries = self.shape.entries(document)
+        entries = self.shape.entries(key, document)
         mark = await self._enter(entries)
         done = await self._pend(key, MISSING, [generation, document], staged, published)
         if not done:
@@ -146,7 +146,7 @@ class SessionTable(Table[Session]):
                 if settled:
                     await self.mend(key, pending.document)  # a repair may have come before the head did
             else:
-                marks = await self.marks(self.shape.entries(pending.document))
+                marks = await self.marks(self.shape.entries(key, pending.document))
                 settled = await cas(key, as_read(stored), MISSING)
                 if settled:
                     await self.drop(key, marks)
@@ -157,7 +157,7 @@ class SessionTable(Table[Session]):
         return False
 
     def _is_one_commit(self, key: str, document: object) -> bool:
-        return one_commit(self.storage, [key, head_key(_session(key)), *self.shape.entries(document)])
+        return one_commit(self.storage, [key, head_key(_session(key)), *self.shape.entries(key, document)])
 
     async def _head(self, key: str) -> Head:
         return await self._log.reader.head(_session(key))

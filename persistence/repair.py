@@ -47,7 +47,7 @@ async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sess
         table = repository.table
         async for keys in _pages(storage, table.shape.name):
             documents = await _documents(table, keys, unreadable)
-            wanted = {entry: key for key, document in documents.items() for entry in table.shape.entries(document)}
+            wanted = {entry: key for key, document in documents.items() for entry in table.shape.entries(key, document)}
             marks = await table.marks(wanted)
             for key in {wanted[entry]: None for entry, mark in marks.items() if mark is MISSING}:
                 added += await table.mend(key, documents[key])
@@ -59,7 +59,7 @@ async def repair(storage: Storage, repositories: Iterable[Repository[Any]], sess
             documents = await _documents(table, {table.shape.entered(entry): None for entry in entries}, {})
             for entry, mark in marks.items():
                 key = table.shape.entered(entry)
-                if key in documents and entry not in table.shape.entries(documents[key]):
+                if key in documents and entry not in table.shape.entries(key, documents[key]):
                     removed += await table.drop(key, {entry: mark})
     swept = await sessions.sweep()
     unreadable |= dict.fromkeys(await sessions.faults())

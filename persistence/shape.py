@@ -75,19 +75,25 @@ class Shape(Generic[R]):
         """The id of the record that a key is that of."""
         return unescape_segment(key.partition(":")[2])
 
-    def entries(self, document: Any) -> set[str]:
-        """The index entries that a stored value calls for; none for what is no record, or `MISSING`."""
-        place = self.place(document)
+    def entries(self, key: str, document: Any) -> set[str]:
+        """The index entries that what is stored at a key calls for; none for `MISSING`, or what is not its record."""
+        place = self.place(key, document)
         if place is None:
             return set()
         values = [(member, document.get(member)) for member in self.indexes.values()]
         bases = [self.base(), *(self.base(member, value) for member, value in values if isinstance(value, str))]
         return {f"{base}:{place}" for base in bases}
 
-    def place(self, document: Any) -> str | None:
-        """Where a stored value stands in every list that it belongs to: what its entries end with. None: it is no record."""
+    def place(self, key: str, document: Any) -> str | None:
+        """Where what is stored at a key stands in every list that it belongs to: what its entries end with.
+
+        None: it is not the record of this key. One with the id of another would take that one's entries along.
+        """
         record_id = document.get(self.id_member) if isinstance(document, dict) else None
-        return f"{created_at(document, 0):016d}:{escape_segment(record_id)}" if isinstance(record_id, str) else None
+        segment = key.partition(":")[2]
+        if not isinstance(record_id, str) or escape_segment(record_id) != segment:
+            return None
+        return f"{created_at(document, 0):016d}:{segment}"
 
     def base(self, member: str = "createdAt", value: str | None = None) -> str:
         """What the entries of a list start with: all records, or those with `value`."""

@@ -97,7 +97,7 @@ class Table(Generic[R]):
         Who tries again gives the same `entered`, so that entries of an attempt that failed go if they are not called for.
         """
         storage, also, entered = self.storage, also or {}, {} if entered is None else entered
-        before, after = self.shape.entries(old), self.shape.entries(new)
+        before, after = self.shape.entries(key, old), self.shape.entries(key, new)
         fresh, gone = after - before, before - after
         if one_commit(storage, [key, *fresh, *gone, *also]):
             changes = dict.fromkeys(fresh, None) | {key: new} | {other: then for other, (_, then) in also.items()}
@@ -121,7 +121,7 @@ class Table(Generic[R]):
 
     async def mend(self, key: str, document: object) -> int:
         """Adds the entries that a record lacks. Returns how many."""
-        marks = await self.marks(self.shape.entries(document))
+        marks = await self.marks(self.shape.entries(key, document))
         lacking = [entry for entry, mark in marks.items() if mark is MISSING]
         if not lacking:
             return 0
@@ -135,7 +135,7 @@ class Table(Generic[R]):
     async def drop(self, key: str, marks: Mapping[str, object]) -> int:
         """Removes the entries that the record does not call for and that hold these marks. Returns how many."""
         document = await self.get(key)
-        stale = marks.keys() - self.shape.entries(document)
+        stale = marks.keys() - self.shape.entries(key, document)
         if not stale:
             return 0
         if one_commit(self.storage, [key, *stale]):
@@ -153,7 +153,7 @@ class Table(Generic[R]):
         cas = self.storage.compare_and_set
         removed = {entry for entry, mark in marks.items() if mark is not MISSING and await cas(entry, mark, MISSING)}
         if removed:
-            again = removed & self.shape.entries(await self.get(key))
+            again = removed & self.shape.entries(key, await self.get(key))
             if again:
                 await self.drop(key, dict.fromkeys(again, await self._enter(again)))
             removed -= again
@@ -180,7 +180,7 @@ class Table(Generic[R]):
                 try:
                     if key not in documents:
                         unreadable.append(key)
-                    elif self._belongs(base, entry, documents[key], filters):
+                    elif self._belongs(base, entry, key, documents[key], filters):
                         found.append(make(key, documents[key]))
                 except CorruptValueError:
                     unreadable.append(key)
@@ -190,8 +190,8 @@ class Table(Generic[R]):
                 return found, None, unreadable
             after, size = entries[-1], min(2 * size, _PAGE)
 
-    def _belongs(self, base: str, entry: str, document: Any, filters: Mapping[str, str]) -> bool:
-        return entry == f"{base}:{self.shape.place(document)}" and has_members(document, filters)
+    def _belongs(self, base: str, entry: str, key: str, document: Any, filters: Mapping[str, str]) -> bool:
+        return entry == f"{base}:{self.shape.place(key, document)}" and has_members(document, filters)
 
 
 def has_members(document: Any, members: Mapping[str, str]) -> bool:

@@ -220,7 +220,7 @@ async def assert_clean(store: Store) -> None:
             from persistence.shape import Shape
 
             shape = Shape({"containers": Container, "images": Image, "sessions": Session}[kind])
-            wanted |= {key, *shape.entries(value)}
+            wanted |= {key, *shape.entries(key, value)}
         if kind == "heads":
             assert not value.keys() & {"staged", "done"}, everything
             its = key.partition(":")[2]

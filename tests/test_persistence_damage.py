@@ -421,6 +421,52 @@ async def test_V1_a_record_with_what_only_others_can_write_is_read_repaired_repl
     await assert_clean(store)
 
 
+@pytest.mark.parametrize("replace_it", [False, True])
+@in_loop
+async def test_P5_a_copy_of_a_record_under_another_id_takes_no_entries_along(store: Store, replace_it: bool) -> None:
+    async with store.open() as persistence:
+        await persistence.containers.save(Container(container_id="c1"))
+        await persistence.images.save(image("i1"))
+        await persistence.sessions.save(session("s1"))
+        for key, copied in (("images:i1", "images:i2"), ("sessions:s1", "sessions:s2")):
+            await persistence.storage.set_item(copied, await persistence.storage.get_item(key))
+        assert (await persistence.repair()).unreadable == ("images:i2", "sessions:s2")
+        if replace_it:
+            await persistence.images.save(image("i2", container_id="c2"))
+            await persistence.sessions.save(session("s2", "i2", "c2"))
+        else:
+            assert await persistence.images.delete("i2")
+            assert await persistence.sessions.delete("s2")
+        assert [found.image_id for found in await persistence.images.list(container_id="c1")] == ["i1"]
+        assert [found.session_id for found in await persistence.sessions.list(image_id="i1")] == ["s1"]
+        await persistence.containers.delete("c1", cascade=True)
+        assert not await persistence.images.exists("i1")
+        assert not await persistence.sessions.exists("s1")
+    await assert_clean(store)
+
+
+@in_loop
+async def test_E1_a_record_whose_id_is_too_long_for_a_key_can_be_replaced_or_deleted(store: Store) -> None:
+    async with store.open() as persistence:
+        for name in ("i1", "i2"):
+            await persistence.storage.set_item(f"images:{name}", {"imageId": "x" * 1000})
+        await persistence.images.save(image("i1"))
+        assert await persistence.images.delete("i2")
+    await assert_clean(store)
+
+
+@pytest.mark.parametrize("data", ['["x",{}]', '["2026",{"sessionId":"s1","imageId":"i1","containerId":"c1"}]', '[":",{}]'])
+@in_loop
+async def test_E1_a_list_that_stands_where_a_session_should_is_told_and_left(store: Store, data: str) -> None:
+    await put(store, "sessions:s1", data)
+    async with store.open() as persistence:
+        assert (await persistence.repair()).unreadable == ("sessions:s1",)
+        with pytest.raises(CorruptValueError, match="no Session"):
+            await persistence.sessions.get("s1")
+        assert await persistence.storage.get_item_raw("sessions:s1") == data.encode()
+        assert await persistence.sessions.delete("s1")
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
