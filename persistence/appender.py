@@ -2,7 +2,7 @@
 
 An entry of the log is claimed: stored if its key is not there yet, and if the head is still the one that it was numbered
 by. On an atomic driver that is one commit. On others the head is looked at afterwards: an entry that it does not reach is
-taken back and claimed anew, and until then no reader has seen it.
+taken back and claimed anew, and until then no reader has seen it. The first entry of a log is staged, as a whole log is.
 
 So it is with the entry before: it has to be the one that it was numbered by, for a server that restarts or is replaced may
 have lost its last moments, and what is stored behind a hole can't be read.
@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import orjson
 
-from kvstore.errors import BackendTimeout, BackendUnavailable, CorruptValueError, after_write
+from kvstore.errors import BackendTimeout, BackendUnavailable, CorruptValueError, InvalidValueError, after_write
 from kvstore.storage import Storage
 from kvstore.values import MISSING, NEVER, encode
 from persistence.errors import ConflictError
-from persistence.head import Tail, entry_key, head_key, parse_entry, parse_head
+from persistence.head import Head, Tail, entry_key, head_key, parse_entry, parse_head
 from persistence.reader import Reader
 from persistence.table import one_commit
 
@@ -139,8 +139,9 @@ class Appender:
                 entries[key] = head.value
             return then if await storage.commit(entries, expect=expect, ttl=NEVER) else None
         ((entry, value),) = entries.items()
-        if head is not tail.head and not await storage.compare_and_set(key, tail.head.value, head.value, NEVER):
-            return None
+        if head is not tail.head:
+            begun = await self._begin(session, tail.head, head.generation, entry, value)
+            return None if begun is None else then._replace(head=begun)
         if not await storage.add_item(entry, value, NEVER):
             return None
         with after_write():
@@ -154,6 +155,36 @@ class Appender:
                 pass
             await storage.remove_item(entry)
         return None
+
+    async def _begin(self, session: str, head: Head, generation: str, entry: str, value: object) -> Head | None:
+        """Stores the first entry of a generation, and opens that. None: others were faster, and nothing is stored.
+
+        It is staged until then: were it open first, a crash would leave a log that is begun and has no message.
+        """
+        key, closed, cas = head_key(session), head.closed, self._storage.compare_and_set
+        staged = head.but(staged=(*head.staged, generation))
+        if not await cas(key, head.value, staged.value, NEVER):
+            return None
+        try:
+            await self._storage.set_item(entry, value, NEVER)
+            while generation in staged.staged and staged.generation is None and staged.closed == closed:
+                begun = staged.unstaged(generation).but(generation=generation)
+                if await cas(key, staged.value, begun.value, NEVER):
+                    return begun
+                staged = await self._reader.head(session)
+        except InvalidValueError:  # such as of a value that is too large for the backend
+            await self._take_back(session, staged, generation, entry)
+            raise
+        await self._take_back(session, staged, generation, entry)
+        return None
+
+    async def _take_back(self, session: str, staged: Head, generation: str, entry: str) -> None:
+        cas = self._storage.compare_and_set
+        while generation in staged.staged:
+            if await cas(head_key(session), staged.value, staged.unstaged(generation).value, NEVER):
+                break
+            staged = await self._reader.head(session)
+        await self._storage.remove_item(entry)
 
 
 def _batch(waiting: deque[_Append]) -> list[_Append]:

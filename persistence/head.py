@@ -36,7 +36,7 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     """What `heads:<session>` says. One that says nothing is not stored."""
 
     generation: _Generation | None = None
-    """The open one; None: there is none yet."""
+    """The open one; None: there is none yet. It is opened with an entry in it, or behind closed ones."""
     closed: tuple[Segment, ...] = ()
     staged: tuple[_Generation, ...] = ()
     """Generations that are being written, to be published as a whole."""

@@ -120,6 +120,28 @@ def test_P4_a_crash_while_messages_are_appended(stores: Callable[[], Store]) -> 
     assert run(crashes(stores, prepare, act, check)) >= 3
 
 
+@pytest.mark.parametrize("forked", [False, True])
+def test_P4_a_log_whose_first_append_crashed_can_be_written_or_forked_to(stores: Callable[[], Store], forked: bool) -> None:
+    async def prepare(persistence: Persistence) -> None:
+        await persistence.sessions.save(session("source"))
+        await persistence.sessions.add_message("source", message("n"))
+
+    async def act(persistence: Persistence) -> None:
+        await persistence.sessions.add_message("s1", message("m"))
+
+    async def check(persistence: Persistence, done: bool) -> None:
+        found = await log(persistence)
+        assert found == ["m"] if done else found in ([], ["m"], ["n"])
+        if not found:
+            assert "s1" not in await persistence.sessions.logs()
+            if forked:
+                await persistence.sessions.fork("source", "s1")
+            else:
+                await persistence.sessions.write_messages("s1", [message("n")])
+
+    assert run(crashes(stores, prepare, act, check)) >= 1
+
+
 def test_P4_a_crash_while_a_log_is_truncated_or_cleared(stores: Callable[[], Store]) -> None:
     states = [["m0", "m1", "a", "b", "c", "m2"], ["m0", "m1", "a"], ["m0", "m1", "a", "z"], ["m0"], [], ["n"]]
 
