@@ -170,10 +170,7 @@ class Sessions(Repository[Session]):
         no such session or message, and `ConflictError` where there is a session or a log `new_id` already.
         """
         session, key = id_segment(new_id, "fork"), self.table.shape.key(new_id)
-        source_session = id_segment(source_id, "fork")
-        source = await self.get(source_id)
-        if source is None:
-            raise self._not_found("fork", source_id)
+        source, entries = await self._whole(source_id, through)
         record = msgspec.structs.replace(
             source,
             session_id=new_id,
@@ -184,12 +181,22 @@ class Sessions(Repository[Session]):
         )
         now = now_ms()
         document = self.table.shape.document(record, "fork", createdAt=now, updatedAt=now)
-        entries = await self._log.through(source_session, through)
         while True:
             if await self.exists(new_id):
                 raise ConflictError(f"there is a session {new_id!r} already", operation="fork", key=key)
             if await self._fork(session, key, document, entries):
                 return self.table.shape.record(key, document)
+
+    async def _whole(self, source_id: str, through: str | None) -> tuple[Session, builtins.list[Entry]]:
+        """A session with its messages, as they were at one moment."""
+        session = id_segment(source_id, "fork")
+        source = await self.get(source_id)
+        while source is not None:
+            entries = await self._log.through(session, through)
+            before, source = source, await self.get(source_id)
+            if source == before:
+                return before, entries
+        raise self._not_found("fork", source_id)
 
     async def _fork(self, session: str, key: str, document: dict[str, Any], entries: Sequence[Entry]) -> bool:
         """Publishes log and record. False: others were faster."""

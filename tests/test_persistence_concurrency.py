@@ -508,3 +508,28 @@ async def test_P4_a_session_is_read_while_what_a_fork_that_crashed_left_is_settl
                 assert (await reading.sessions.get("s2") is not None) == existed, crashed_after
             if done:
                 return
+
+
+@pytest.mark.parametrize("store", ["memory", "steps", "sqlite", "fs"], indirect=True)
+@in_loop
+async def test_P4_a_fork_beside_the_deletion_of_its_source_has_all_messages_or_fails(store: Store) -> None:
+    for calls in itertools.count():
+        async with store.open() as other:
+            await other.sessions.save(session("s1"))
+            await other.sessions.write_messages("s1", [message(name) for name in "abc"])
+
+            async def happen(other: Persistence = other) -> None:
+                assert await other.sessions.delete("s1")
+
+            between = Between(store.driver())
+            between.left, between.happen = calls, happen
+            async with create_persistence(between) as forking:
+                with suppress(RecordNotFoundError):
+                    await forking.sessions.fork("s1", "s2")
+            exists = await other.sessions.exists("s2")
+            assert ids(await other.sessions.get_messages("s2")) == ["a", "b", "c"] * exists
+            if await other.sessions.delete("s1"):
+                assert exists, "nothing happened meanwhile"
+                return
+            await other.sessions.delete("s2")
+        await assert_clean(store)
