@@ -149,7 +149,7 @@ class SessionTable(Table[Session]):
                 marks = await self.marks(self.shape.entries(key, pending.document))
                 settled = await cas(key, as_read(stored), MISSING)
                 if settled:
-                    await self.drop(key, marks)
+                    await self._remove(marks)
             if settled:
                 while head.done == pending.token and not await self._log.exchange(session, head, head.but(done=None)):
                     head = await self._head(key)

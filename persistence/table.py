@@ -7,6 +7,8 @@ the record before they believe it:
 - New entries are written, then the record is exchanged if it is as it was read, then the entries that it left are removed.
 - An entry holds a mark of who wrote it last, and is removed only with the mark that was read before the record changed.
   Whoever wants it back has to write it after that change, so with another mark.
+- Whoever removes an entry without a change of its record gives it a mark that says so, and then looks at the record. Whoever
+  changes the record looks at its entries after that. So one of the two sees the other, and the entry stays.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from persistence.shape import R, Shape, id_segment
 T = TypeVar("T")
 
 _PAGE = 1000
+_GOES = "-"  # what the mark of an entry starts with that is about to be removed
 
 Also = Mapping[str, tuple[object, object]]
 """Other keys that change with a record: what is there, and what shall be."""
@@ -93,8 +96,8 @@ class Table(Generic[R]):
     ) -> bool:
         """Exchanges a record that is `old`. False: it is not, or one of `also` is not, and nothing changed.
 
-        There is an `also` only where it can be one commit.
-        Who tries again gives the same `entered`, so that entries of an attempt that failed go if they are not called for.
+        There is an `also` only where it can be one commit. Who tries again gives the same `entered`, so that entries of an
+        attempt that failed go if they are not called for.
         """
         storage, also, entered = self.storage, also or {}, {} if entered is None else entered
         before, after = self.shape.entries(key, old), self.shape.entries(key, new)
@@ -110,9 +113,9 @@ class Table(Generic[R]):
         if not await storage.compare_and_set(key, as_read(old), new, NEVER):
             return False
         with after_write():
-            if fresh:  # a repair may have taken one away that the record did not call for yet
+            if fresh:  # a repair may take one away that the record did not call for yet
                 await self.mend(key, new)
-            await self._drop(key, {entry: mark for entry, mark in (entered | marks).items() if entry not in after})
+            await self._remove({entry: mark for entry, mark in (entered | marks).items() if entry not in after})
         return True
 
     async def marks(self, entries: Collection[str]) -> dict[str, object]:
@@ -120,9 +123,9 @@ class Table(Generic[R]):
         return {entry: as_stored(data) for entry, data in (await readable(self.storage, entries)).items()}
 
     async def mend(self, key: str, document: object) -> int:
-        """Adds the entries that a record lacks. Returns how many."""
-        marks = await self.marks(self.shape.entries(key, document))
-        lacking = [entry for entry, mark in marks.items() if mark is MISSING]
+        """Adds the entries that a record lacks, or is about to. Returns how many."""
+        found = await readable(self.storage, self.shape.entries(key, document))
+        lacking = [entry for entry, data in found.items() if is_lacking(data)]
         if not lacking:
             return 0
         if one_commit(self.storage, [key, *lacking]):
@@ -141,7 +144,17 @@ class Table(Generic[R]):
         if one_commit(self.storage, [key, *stale]):
             done = await self.storage.commit({}, stale, {key: as_read(document)}, NEVER)
             return len(stale) if done else 0
-        return await self._drop(key, {entry: marks[entry] for entry in stale})
+        mark, cas = _GOES + token_hex(8), self.storage.compare_and_set
+        going = {entry for entry in stale if marks[entry] is not MISSING and await cas(entry, marks[entry], mark, NEVER)}
+        wanted = going & self.shape.entries(key, await self.get(key)) if going else set()
+        for entry in wanted:
+            await cas(entry, mark, token_hex(8), NEVER)
+        removed = await self._remove(dict.fromkeys(going - wanted, mark))
+        if removed:  # who stored a record since that calls for them may have crashed before it looked at them
+            document = await self.get(key)
+            if going & self.shape.entries(key, document):
+                await self.mend(key, document)
+        return removed
 
     async def _enter(self, entries: Collection[str]) -> str:
         mark = token_hex(8)
@@ -149,15 +162,10 @@ class Table(Generic[R]):
             await self.storage.set_items(dict.fromkeys(entries, mark), NEVER)
         return mark
 
-    async def _drop(self, key: str, marks: Mapping[str, object]) -> int:
+    async def _remove(self, marks: Mapping[str, object]) -> int:
+        """Removes the entries that hold these marks. Returns how many."""
         cas = self.storage.compare_and_set
-        removed = {entry for entry, mark in marks.items() if mark is not MISSING and await cas(entry, mark, MISSING)}
-        if removed:
-            again = removed & self.shape.entries(key, await self.get(key))
-            if again:
-                await self.drop(key, dict.fromkeys(again, await self._enter(again)))
-            removed -= again
-        return len(removed)
+        return sum([mark is not MISSING and await cas(entry, mark, MISSING) for entry, mark in marks.items()])
 
     # Listing
 
@@ -214,6 +222,11 @@ def one_commit(storage: Storage, keys: Iterable[str]) -> bool:
     """Whether these keys can change in one commit: they lie on one mount, whose driver is atomic."""
     mounts = set(map(storage.get_mount, keys))
     return len(mounts) == 1 and mounts.pop().capabilities.atomic
+
+
+def is_lacking(data: bytes | None) -> bool:
+    """Whether an index entry is not there, or is about to be removed."""
+    return data is None or data.startswith(f'"{_GOES}'.encode())
 
 
 def as_stored(data: bytes | None) -> object:

@@ -533,3 +533,61 @@ async def test_P4_a_fork_beside_the_deletion_of_its_source_has_all_messages_or_f
                 return
             await other.sessions.delete("s2")
         await assert_clean(store)
+
+
+@pytest.mark.parametrize("store", ["steps"], indirect=True)
+@pytest.mark.parametrize("new", [False, True])
+@in_loop
+async def test_P5_a_repair_that_stops_beside_a_save_leaves_the_record_in_its_lists(store: Store, new: bool) -> None:
+    async def save(persistence: Persistence) -> None:
+        await persistence.images.save(image("i1", "b", "c2", created_at=1))
+
+    for before in itertools.count(1):  # calls of the save, of the repair, the rest of the save, one more of the repair
+        finished = False
+        for calls in itertools.count(1):
+            async with store.open() as app:
+                await app.images.delete("i1")
+                if not new:
+                    await app.images.save(image("i1", "a", "c1", created_at=1))
+                saving, repairing = Between(store.driver()), Between(store.driver())
+                paused, go_on = asyncio.Event(), asyncio.Event()
+
+                async def pause(paused: asyncio.Event = paused, go_on: asyncio.Event = go_on) -> None:
+                    paused.set()
+                    await go_on.wait()
+
+                saving.left, saving.happen = before, pause
+                async with create_persistence(saving) as one, create_persistence(repairing) as two:
+                    task = asyncio.create_task(save(one))
+                    waiting = asyncio.create_task(paused.wait())
+                    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                    finished = task.done()
+
+                    async def crash() -> None:
+                        raise BackendUnavailable("crashed")
+
+                    async def finish(
+                        task: asyncio.Task[None] = task, go_on: asyncio.Event = go_on, repairing: Between = repairing
+                    ) -> None:
+                        go_on.set()
+                        await task
+                        repairing.left, repairing.happen = 0, crash  # this one call yet
+
+                    repairing.left, repairing.happen = calls, finish
+                    try:
+                        await two.repair()
+                        stopped = False
+                    except BackendUnavailable:
+                        stopped = True
+                    go_on.set()
+                    await task
+                    waiting.cancel()
+                for filters in ({"name": "b"}, {"container_id": "c2"}):
+                    assert [found.image_id for found in await app.images.list(**filters)] == ["i1"], (before, calls)
+            if finished or not stopped:
+                break
+        if finished:
+            break
+    async with store.open() as app:
+        await app.repair()
+    await assert_clean(store)
