@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final, cast, get_origin
 
 import msgspec
@@ -140,7 +140,8 @@ def _refused_at(value: object) -> str:
     path = ""
     with suppress(AttributeError):  # a class, or a field that is missing
         for _ in range(_SHOWN_LEVELS):
-            inner = next(((name, member) for name, member in _members(value) if _is_refused(member)), None)
+            first = islice(_members(value), _LOOKED_AT)
+            inner = next(((name, member) for name, member in first if _is_refused(member)), None)
             if inner is None:
                 break
             path, value = path + inner[0], inner[1]
@@ -150,6 +151,8 @@ def _refused_at(value: object) -> str:
 
 
 _SHOWN_LEVELS = 32
+_LOOKED_AT = 1000
+"""Of the members of one: all of a large one would hold the event loop."""
 
 
 def _is_refused(value: object) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -38,9 +38,11 @@ class _Append(NamedTuple):
 class Appender:
     """Sessions are named by their segment of a key here."""
 
-    def __init__(self, storage: Storage, reader: Reader) -> None:
+    def __init__(self, storage: Storage, reader: Reader, withdraw: Callable[[str, str], Awaitable[None]]) -> None:
+        """`withdraw` takes back what is staged in a generation of a session."""
         self._storage = storage
         self._reader = reader
+        self._withdraw = withdraw
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[str, deque[_Append]] = {}  # of the logs that are being appended to
         self._tasks: set[asyncio.Task[None]] = set()
@@ -173,18 +175,10 @@ class Appender:
                     return begun
                 staged = await self._reader.head(session)
         except InvalidValueError:  # such as of a value that is too large for the backend
-            await self._take_back(session, staged, generation, entry)
+            await self._withdraw(session, generation)
             raise
-        await self._take_back(session, staged, generation, entry)
+        await self._withdraw(session, generation)
         return None
-
-    async def _take_back(self, session: str, staged: Head, generation: str, entry: str) -> None:
-        cas = self._storage.compare_and_set
-        while generation in staged.staged:
-            if await cas(head_key(session), staged.value, staged.unstaged(generation).value, NEVER):
-                break
-            staged = await self._reader.head(session)
-        await self._storage.remove_item(entry)
 
 
 def _batch(waiting: deque[_Append]) -> list[_Append]:

@@ -33,7 +33,7 @@ class MessageLog:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self.reader = Reader(storage)
-        self.appender = Appender(storage, self.reader)
+        self.appender = Appender(storage, self.reader, self.withdraw)
         self.salvage = Salvage(self.reader)
 
     # Reading

@@ -280,6 +280,7 @@ def test_what_is_no_place_for_a_store_is_said_and_what_to_name_instead(source: s
             assert "keeps nothing from one command to the next" in failed(capsys, *command, memory)
         assert "a SQLite URL is sqlite:///relative.db" in failed(capsys, *command, "sqlite://a.db")
         assert "no store is named" in failed(capsys, *command, "")
+        assert "redis is a driver; give its URL, or ./redis for a file" in failed(capsys, *command, "redis")
         for broken in ("redis://[::1", "sqlite://[x"):
             assert "this URL" in failed(capsys, *command, broken)
     assert "an empty text" in failed(capsys, "import", "", "--into", str(tmp_path / "new.db"))

@@ -733,47 +733,31 @@ async def test_A3_an_update_sees_what_a_cancelled_update_before_it_has_written(l
     assert (await asyncio.gather(*updates, return_exceptions=True))[1:] == [[1, 1], [1, 1, 1]]
 
 
-def test_L1_what_an_event_loop_left_under_way_is_over_before_the_next_one_looks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", ["cancels", "leaves"])
+@pytest.mark.parametrize("call", ["set_item", "set_items", "clear"])
+def test_L1_what_an_event_loop_ended_over_is_done_before_the_next_one_looks(tmp_path: Path, call: str, ends: str) -> None:
     storage = create_storage("sqlite", path=tmp_path / "app.db")
     driver = storage.get_mount("key").driver
     assert isinstance(driver, SqliteDriver)
+    calls = {"set_item": lambda: storage.set_item("key", 2), "set_items": lambda: storage.set_items({"key": 2, "other": 2})}
 
     async def write() -> None:
         await storage.set_item("key", 1)
         driver._file._writing.submit(lambda: time.sleep(0.2))
-        task = asyncio.create_task(storage.set_item("key", 2))
+        task = asyncio.ensure_future(calls.get(call, storage.clear)())
         await asyncio.sleep(0.01)
         del task
 
     async def look() -> None:
-        assert await storage.get_item("key") == 2
+        assert await storage.get_item("key") == (None if call == "clear" else 2)
         await storage.aclose()
 
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(write())
-    loop.close()
-    asyncio.run(look())
-
-
-@pytest.mark.parametrize("call", ["set_items", "clear"])
-def test_L1_what_the_end_of_an_event_loop_cancelled_is_over_before_the_next_one_looks(tmp_path: Path, call: str) -> None:
-    storage = create_storage("sqlite", path=tmp_path / "app.db")
-    driver = storage.get_mount("key").driver
-    assert isinstance(driver, SqliteDriver)
-
-    async def write() -> None:
-        await storage.set_item("key", 1)
-        driver._file._writing.submit(lambda: time.sleep(0.2))
-        work = storage.set_items({"key": 2, "other": 2}) if call == "set_items" else storage.clear()
-        task = asyncio.ensure_future(work)
-        await asyncio.sleep(0.01)
-        del task
-
-    async def look() -> None:
-        assert await storage.get_item("key") == (2 if call == "set_items" else None)
-        await storage.aclose()
-
-    asyncio.run(write())
+    if ends == "cancels":
+        asyncio.run(write())
+    else:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(write())
+        loop.close()
     asyncio.run(look())
 
 

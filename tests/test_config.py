@@ -301,6 +301,9 @@ def test_a_driver_of_another_package_is_named_by_url(packages: Path) -> None:
         ("kvstore.drivers.memory:Nothing", "Nothing"),
         ("kvstore.errors", "0 public drivers"),
         ("os:path", "no driver class"),
+        ("http://host/x", "there is no driver 'http'; there are diskcache, fs,"),
+        ("/tmp/app.db", "a file is an option, as in 'sqlite', path='/tmp/app.db'"),
+        ("sqlite:app.db", "a file is an option, as in 'sqlite', path='app.db'"),
     ],
 )
 def test_a_driver_that_is_none_is_not_found(name: str, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import sys
@@ -599,6 +600,14 @@ async def test_E1_a_refused_connection_says_that_nothing_was_written(tmp_path: P
 
 @server
 @in_loop
+async def test_E2_an_option_that_the_client_does_not_have_is_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path, storage_options={"kee": "x"}) as storage:
+        with pytest.raises(ConfigError, match="kee"):
+            await storage.get_item("key")
+
+
+@server
+@in_loop
 async def test_a_login_that_is_refused_is_unavailable_and_never_shown(tmp_path: Path) -> None:
     started, url = servers.start(INITIAL_NO_AUTH_ACTION_COUNT="1")
     options: dict[str, Any] = {"storage_options": {"key": "hunter-key", "secret": "hunter-secret"}}
@@ -684,6 +693,28 @@ async def test_a_file_system_with_asynchronous_methods_is_used_by_them(tmp_path:
         assert await storage.get_keys() == ["a", "a:b", "k" * 1024]
         assert await storage.remove_item("a:b") is True
         assert await storage.clear() == 2
+
+
+@in_loop
+async def test_a_read_that_is_given_up_is_no_error_that_nobody_retrieved() -> None:
+    class Slow(MemoryFileSystem):  # type: ignore[misc]
+        cachable = False
+        store: dict[str, Any] = {}  # noqa: RUF012
+
+        def cat_file(self, path: str, *arguments: Any, **options: Any) -> Any:
+            time.sleep(0.05)
+            return super().cat_file(path, *arguments, **options)
+
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with create_storage("fsspec", fs=Slow(), path="root") as storage:
+        await storage.set_item("key", 1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await storage.get_item("missing")
+        await asyncio.sleep(0.1)
+    gc.collect()
+    assert told == []
 
 
 @in_loop

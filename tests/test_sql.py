@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from running import in_loop
 from servers import mysql, postgresql
 from servers import own_name as table
 from servers.process import Server, certificate
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from kvstore import (
@@ -773,6 +775,56 @@ async def test_a_session_that_a_proxy_has_reset_is_replaced(kind: Kind, tmp_path
                 await connection._client.execute("DEALLOCATE ALL")
             await call()
             assert await storage.get_items([*items]) == items
+
+
+class Relay:
+    """Stands before a server, and once `cuts` loses its next answer and the connection."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.cuts = False
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[int]:
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
+            yield server.sockets[0].getsockname()[1]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+
+        async def answer() -> None:
+            while data := await there.read(65536):
+                if self.cuts:
+                    self.cuts = False
+                    break
+                writer.write(data)
+            writer.transport.abort()
+            back.transport.abort()
+
+        answering = asyncio.create_task(answer())
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                back.write(data)
+        back.close()
+        await asyncio.wait([answering])
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy"])
+@in_loop
+async def test_A2_an_answer_that_is_lost_is_an_error_and_never_a_wrong_answer(scheme: str, tmp_path: Path) -> None:
+    url = make_url((mysql if scheme.startswith("mysql") else postgresql).url())
+    relay = Relay(url.port or 0)
+    async with relay.open() as port:
+        near = url.set(drivername=scheme, host="127.0.0.1", port=port).render_as_string(hide_password=False)
+        async with create_storage(near, table=table(tmp_path)) as storage:
+            await storage.set_items({f"old{number}": number for number in range(6)})
+            for call, name in ((lambda key: storage.add_item(key, 1), "new"), (storage.remove_item, "old")):
+                relay.cuts = True
+                calls = (call(f"{name}{number}") for number in range(6))
+                answers = await asyncio.gather(*calls, return_exceptions=True)
+                failed = [answer for answer in answers if answer is not True]
+                assert failed
+                assert all(isinstance(answer, BackendUnavailable) and answer.maybe_written for answer in failed), answers
 
 
 # Options

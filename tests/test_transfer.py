@@ -11,6 +11,7 @@ from running import in_loop
 
 from kvstore import (
     Capabilities,
+    ConfigError,
     CorruptValueError,
     Driver,
     InvalidKeyError,
@@ -132,6 +133,21 @@ async def test_a_value_that_is_overwritten_while_it_is_copied_comes_with_its_own
     meta = await target.get_meta("a")
     assert meta is not None
     assert (await target.get_item("a"), meta.expires_at is None) == ("new", False)
+
+
+@in_loop
+async def test_what_is_no_storage_or_no_base_is_refused_with_the_name_of_the_call() -> None:
+    storage, wrong = create_storage(), "sqlite:///app.db"
+    for call, name in (
+        (lambda: copy(wrong, storage), "copy"),  # type: ignore[arg-type]
+        (lambda: copy(storage, wrong), "copy"),  # type: ignore[arg-type]
+        (lambda: snapshot(wrong), "snapshot"),  # type: ignore[arg-type]
+        (lambda: restore_snapshot(wrong, {}), "restore_snapshot"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError, match=f"a Storage is asked for, not str .{name}"):
+            await call()
+    with pytest.raises(InvalidKeyError, match=r"not int \(copy, key 5\)"):
+        await copy(storage, storage, base=5)  # type: ignore[arg-type]
 
 
 @in_loop
