@@ -110,7 +110,7 @@ def _finish(figure: Any, axis: Any, title: str) -> Any:
     handles, labels = axis.get_legend_handles_labels()
     figure.suptitle(title, x=0.02, ha="left", fontsize=15, fontweight="bold")
     figure.tight_layout(rect=(0, 0.02 + 0.035 * (1 + len(labels) // 5), 1, 1))
-    figure.legend(handles, labels, loc="lower center", ncol=min(5, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="lower center", ncol=max(1, min(5, len(labels))), frameon=False)
     return figure
 
 
