@@ -1,6 +1,7 @@
 # make demo      sets up what it needs and runs the main job on SQLite
 # make test      sets up and runs every test
 # make embedded  those that need no server
+# make mysql     those of MySQL on MySQL itself, from Debian's unstable, where `make test` has MariaDB
 # make check     format, lint, types
 # make docs      the table of what each driver promises
 # make bench     everything beside its peers, in docs/benchmarks.md; QUICK=1: in three minutes, for a look
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 3
 
-.PHONY: demo test embedded check docs bench binary clean
+.PHONY: demo test embedded mysql check docs bench binary clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -19,6 +20,12 @@ test: $(VENV)/.developing
 
 embedded: $(VENV)/.developing
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not server' $(ARGS)
+
+mysql: $(VENV)/.developing .mysql/mysqld
+	KVSTORE_TEST_MYSQLD=$(CURDIR)/.mysql/mysqld $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k mysql $(ARGS)
+
+.mysql/mysqld:
+	.ci/mysql .mysql
 
 check: $(VENV)/.developing
 	$(BIN)/ruff format --check .
@@ -55,4 +62,4 @@ $(VENV)/.developing: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .bench-venv benchmarks/node/node_modules .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mysql .bench-venv benchmarks/node/node_modules .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
