@@ -40,6 +40,7 @@ bench:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make bench PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m benchmarks.environments
+	@test -x .mysql/mysqld || .ci/mysql .mysql || echo "MySQL itself could not be had: its part is left out"
 	@.bench-venv/base/bin/python -m benchmarks $(if $(QUICK),--quick) $(PARTS)
 
 # A program frozen by PyInstaller carries its one driver and no client library of another.

@@ -173,7 +173,8 @@ class Servers:
             return f"postgresql://postgres@127.0.0.1:{postgresql.start()[1]}/postgres"
         from servers import mysql
 
-        return f"mysql://kvstore:{mysql.PASSWORD}@127.0.0.1:{mysql.start()[1]}/kvstore"
+        program = "mariadbd" if kind == "mariadb" else str(ROOT / ".mysql" / "mysqld")
+        return f"mysql://kvstore:{mysql.PASSWORD}@127.0.0.1:{mysql.start(programs=[program])[1]}/kvstore"
 
     def stop(self) -> None:
         from servers.process import stop_all

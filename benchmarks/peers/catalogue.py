@@ -29,7 +29,7 @@ class Group:
     durability: str
     peers: tuple[Peer, ...]
     server: str = ""
-    """`redis`, `postgresql` or `mysql`, if one is needed."""
+    """`redis`, `postgresql`, `mysql` or `mariadb`, if one is needed."""
     kind: str = "stores"
     listing: tuple[int, ...] = (10_000, 100_000)
     """The numbers of keys to list from."""
@@ -170,12 +170,15 @@ GROUPS = (
         ),
         server="postgresql",
     ),
-    Group(
-        "mysql",
-        "MySQL",
-        "One MariaDB on loopback as installed: a write survives a power cut once the call returns.",
-        (_kvstore(driver="mysql"), Peer("asyncmy", "clients:Mysql", role="raw", note="a pool of 10 connections")),
-        server="mysql",
+    *(
+        Group(
+            server,
+            title,
+            f"One {title} on loopback as installed: a write survives a power cut once the call returns.",
+            (_kvstore(driver="mysql"), Peer("asyncmy", "clients:Mysql", role="raw", note="a pool of 10 connections")),
+            server=server,
+        )
+        for server, title in (("mysql", "MySQL"), ("mariadb", "MariaDB"))
     ),
     Group(
         "sessions-full",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 
 import pytest
@@ -14,14 +15,14 @@ from servers.process import Server, free_port, listening, new_directory
 PASSWORD = "geheim"
 
 
-def start(*options: str) -> tuple[Server, int]:
+def start(*options: str, programs: Sequence[str] = ("mariadbd", "mysqld")) -> tuple[Server, int]:
     """A server of the caller's own, and its port, with a database `kvstore` of a user `kvstore`.
 
-    MariaDB where it is installed, else MySQL; what `KVSTORE_TEST_MYSQLD` names before either.
+    The first of `programs` that is there, but what `KVSTORE_TEST_MYSQLD` names before any.
     """
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
-    given = os.environ.get("KVSTORE_TEST_MYSQLD")
-    daemon = given or shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
+    named = [os.environ.get("KVSTORE_TEST_MYSQLD"), *(shutil.which(program, path=path) for program in programs)]
+    daemon = next(filter(None, named), None)
     if daemon is None:
         pytest.skip("no MySQL server: apt-get install mariadb-server, or brew install mariadb")
     directory = new_directory()
