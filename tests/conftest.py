@@ -37,7 +37,7 @@ def pytest_sessionfinish() -> None:
     stop_all()
 
 
-SERVERS = ("mongodb", "mysql", "postgresql", "redis", "s3")
+SERVERS = ("mongodb", "mysql", "postgresql", "redis", "s3", "sftp")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from outside import rounds
 from running import in_loop
-from servers import own_name
+from servers import own_name, sftp
 from servers import s3 as servers
 from servers.process import certificate
 
@@ -110,6 +110,16 @@ class TestFiles(DriverSuite):
 
     def make_driver(self, path: Path) -> FsspecDriver:
         return FsspecDriver(fs=DirFileSystem(str(path), LocalFileSystem()), path="store")
+
+
+class TestSftp(DriverSuite):
+    """Files by one connection, which answers one call at a time."""
+
+    slow = SLOW
+
+    def make_driver(self, path: Path) -> FsspecDriver:
+        url, options = sftp.shared()
+        return FsspecDriver(f"{url}/{own_name(path)}", storage_options=options, timeout=60.0)
 
 
 # What lies in S3
@@ -830,3 +840,73 @@ async def test_what_is_missing_is_said_with_what_to_install(monkeypatch: pytest.
     async with create_storage("fsspec", url="nothing://x") as storage:
         with pytest.raises((ConfigError, MissingDependencyError)):
             await storage.get_item("key")
+
+
+@server
+@in_loop
+async def test_a_connection_that_SFTP_lost_is_opened_anew() -> None:
+    own, url, options = await asyncio.to_thread(sftp.start)
+    async with create_storage(url, storage_options=options) as storage:
+        await storage.set_item("key", 1)
+        for call in (lambda: storage.get_item("key"), lambda: storage.set_item("key", 1), lambda: storage.get_keys()):
+            own.kill()
+            with pytest.raises(BackendUnavailable) as caught:
+                await call()
+            assert not caught.value.maybe_written
+            await asyncio.to_thread(own.start)
+            await call()
+        own.kill()
+        await asyncio.to_thread(own.start)
+        assert await storage.get_item("key") == 1  # lost while nobody asked: nobody is told
+
+
+class Cut(LocalFileSystem):
+    """Cut off from some directories."""
+
+    protocol = "cut"
+    below = ""
+
+    def ls(self, path: str, **options: Any) -> Any:
+        if self.below and path.rstrip("/").endswith(self.below):
+            raise OSError("cut off")
+        return super().ls(path, **options)
+
+
+@in_loop
+async def test_a_directory_that_cannot_be_listed_is_not_taken_for_empty(tmp_path: Path) -> None:
+    fs = Cut(skip_instance_cache=True)
+    async with create_storage("fsspec", fs=fs, path=str(tmp_path)) as storage:
+        await storage.set_items({"a:b": 1, "c": 2})
+        for fs.below in ("a", tmp_path.name):
+            for call in (storage.get_keys, storage.clear):
+                with pytest.raises(BackendUnavailable, match="cut off"):
+                    await call()
+        fs.below = ""
+        assert await storage.get_keys() == ["a:b", "c"]
+
+
+@server
+@in_loop
+async def test_a_login_that_SFTP_refuses_is_unavailable_and_shows_no_password() -> None:
+    url, options = await asyncio.to_thread(sftp.shared)
+    del (options := dict(options))["key_filename"]
+    async with create_storage(url, storage_options=options | {"password": "hunter2"}) as storage:
+        with pytest.raises(BackendUnavailable, match="Authentication failed") as caught:
+            await storage.set_item("key", 1)
+        assert not caught.value.maybe_written
+        assert "hunter2" not in f"{caught.value!r}{storage.get_mount('key').driver!r}"
+
+
+@server
+@in_loop
+async def test_an_SFTP_server_that_does_not_answer_is_unavailable_within_the_connect_timeout() -> None:
+    own, url, options = await asyncio.to_thread(sftp.start)
+    own.pause()
+    async with create_storage(url, storage_options=options, connect_timeout=0.5) as storage:
+        begun = time.monotonic()
+        with pytest.raises(BackendUnavailable):
+            await storage.set_item("key", 1)
+        assert time.monotonic() - begun < 2
+        own.resume()
+        await storage.set_item("key", 1)
+        assert await storage.get_item("key") == 1

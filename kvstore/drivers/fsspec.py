@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar
@@ -26,10 +27,11 @@ from kvstore.drivers._options import LOGIN, Parts, check_seconds, own_query, par
 from kvstore.errors import BackendError, BackendUnavailable, ConfigError, MissingDependencyError, UnsupportedOperation, install
 
 _S3 = ("s3", "s3a")
+_SSH = ("sftp", "ssh")
 _LIBRARIES = {
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
-    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
+    **dict.fromkeys(_SSH, "paramiko"),
 }
 _OWN_QUERY = {"connect_timeout": float, "timeout": float}
 _STORAGE_QUERY = ("endpoint_url", "profile", "anon")
@@ -145,7 +147,8 @@ class FsspecDriver(Driver):
             store: Store = S3Store(fs, bucket, prefix, self._time, own=self._given is None, **settings)
         else:
             prefix = root
-            store = FileStore(fs, root, **settings)
+            remake = None if self._url is None else lambda: self._opened()[0]
+            store = FileStore(fs, root, remake=remake, **settings)
         if len(prefix.encode()) > MAX_PREFIX_BYTES:
             raise ConfigError(f"a prefix has at most {MAX_PREFIX_BYTES} bytes", driver="fsspec")
         names = Names(flat=self._s3, prefix_bytes=len(prefix.encode()), at_root=self.at_root)
@@ -187,7 +190,16 @@ class FsspecDriver(Driver):
             raise ConfigError(f"fsspec knows no {scheme}://", driver="fsspec") from error
 
     def _opened(self) -> tuple[Any, str]:
-        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False} | self._options
+        from fsspec import get_filesystem_class
+        from fsspec.core import url_to_fs
+
+        options: dict[str, Any] = {"skip_instance_cache": True}
+        scheme = str(self._url).partition("://")[0]
+        if get_filesystem_class(scheme).async_impl:  # of the others not all take it
+            options["use_listings_cache"] = False
+        if scheme in _SSH:
+            options |= dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), self._connect_timeout)
+        options |= self._options
         if self._s3:
             config = {
                 "connect_timeout": self._connect_timeout,
@@ -197,8 +209,6 @@ class FsspecDriver(Driver):
                 "retries": {"mode": "standard", "total_max_attempts": 1},
             }
             options["config_kwargs"] = config | dict(options.get("config_kwargs") or {})
-        from fsspec.core import url_to_fs
-
         try:
             fs, path = url_to_fs(self._url, **options)
         except (ValueError, TypeError, KeyError) as error:
@@ -208,6 +218,8 @@ class FsspecDriver(Driver):
             raise BackendUnavailable(f"the file system can't be reached: {said}", maybe_written=False) from self._telling.cause(
                 error
             )
+        if scheme in _SSH:  # else each 32 KiB that are written wait 30 ms for an acknowledgement
+            fs.client.get_transport().sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return fs, path
 
     async def aclose(self) -> None:

@@ -60,9 +60,12 @@ class Server:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """SIGKILL, and waits for the end."""
+        """SIGKILL, and waits for the end, of those that it has started as well."""
+        family = self._family()
         self._signal(signal.SIGKILL)
         self._end()
+        while not all(map(_stands_still, family)):
+            time.sleep(0.001)
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -102,10 +105,13 @@ class Server:
 
 
 def _children(pid: int) -> list[int]:
-    """Of Linux."""
-    with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+    """On Linux."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def _stands_still(pid: int) -> bool:

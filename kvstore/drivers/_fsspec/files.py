@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
@@ -17,13 +18,30 @@ from kvstore.errors import BackendError, BackendTimeout, BackendUnavailable, KVS
 _PER_SECOND = 2**20
 _SEVERAL_THREADS = ("file", "local")
 """Others share a connection or a dict among their calls."""
+_ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_AGAIN = ("cat_file", "find", "info", "ls", "makedirs", "pipe_file")
+"""What may be done twice. A file that was moved or removed by the first try is not there for the second."""
 
 
 class FileStore(Store):
-    """Files below the directory `root`."""
+    """Files below the directory `root`. `remake` connects anew, where the file system is not its owner's to replace."""
 
-    def __init__(self, fs: Any, root: str, *, connect_timeout: float, timeout: float, telling: Telling) -> None:
+    def __init__(
+        self,
+        fs: Any,
+        root: str,
+        *,
+        remake: Callable[[], Any] | None,
+        connect_timeout: float,
+        timeout: float,
+        telling: Telling,
+    ) -> None:
+        from fsspec import AbstractFileSystem
+        from fsspec.asyn import AsyncFileSystem
+
         self._fs = fs
+        self._remake = remake
+        self._is_lost = False
         self._root = root
         self._connect_timeout = connect_timeout
         self._timeout = timeout
@@ -31,6 +49,8 @@ class FileStore(Store):
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
         # An object is replaced as a whole; a file has to be written beside and moved.
         self._whole = bool(fs.async_impl or protocols & {"memory"})
+        method, base = ("_find", AsyncFileSystem) if fs.async_impl else ("find", AbstractFileSystem)
+        self._finds = getattr(type(fs), method) is not getattr(base, method)
         self._room = asyncio.Semaphore(AT_ONCE)
         self._threads: ThreadPoolExecutor | None = None
         self._count = 16 if protocols & {*_SEVERAL_THREADS} else 1
@@ -42,7 +62,7 @@ class FileStore(Store):
                 if not self._fs.async_impl and self._threads is None:
                     self._threads = ThreadPoolExecutor(self._count, "kvstore fsspec")
                 try:
-                    parts = await self._call("find", self._path(PARTS))
+                    parts = await self._call("ls", self._path(PARTS).rstrip("/"), detail=False)
                 except FileNotFoundError:
                     parts = []
                 for path in parts:  # what a program that was killed did not end
@@ -106,12 +126,25 @@ class FileStore(Store):
         await self._delete(name)
         return True
 
+    async def _found(self, folder: str) -> list[str]:
+        """The files below it. Where a file system has no listing of its own, fsspec's leaves out what it fails to list."""
+        found: list[str] = []
+        folders = [folder]
+        while folders:
+            folder = folders.pop()
+            try:
+                if self._finds:
+                    return [*await self._called("find", folder)]
+                listed = await self._called("ls", folder, detail=True)
+            except (FileNotFoundError, NotADirectoryError):  # removed meanwhile, if it was ever there
+                continue
+            for entry in listed:
+                is_folder = entry["type"] == "directory" and entry["name"].rstrip("/") != folder
+                (folders if is_folder else found).append(entry["name"].rstrip("/"))
+        return found
+
     async def list(self, start: str, after: str, limit: int) -> tuple[list[str], str | None]:
-        folder = self._path(start).rstrip("/")
-        try:
-            found = await self._called("find", folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return [], None
+        found = await self._found(self._path(start).rstrip("/"))
         names = [path[len(self._root) :] for path in found if path.startswith(self._root + start)]
         return sorted(name for name in names if name > after), None
 
@@ -136,8 +169,8 @@ class FileStore(Store):
                 return await getattr(self._fs, f"_{method}")(*arguments, **options)
         if self._threads is None:
             raise closed()
-        call = getattr(self._fs, method)
-        begun = asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*arguments, **options))
+        work = partial(self._answer, method, *arguments, **options)
+        begun = asyncio.get_running_loop().run_in_executor(self._threads, work)
         begun.add_done_callback(lambda call: call.cancelled() or call.exception())  # maybe nobody waits for it any more
         done, _ = await asyncio.wait([begun], timeout=seconds)
         if done:
@@ -147,10 +180,33 @@ class FileStore(Store):
         begun.add_done_callback(self._late.discard)
         raise BackendTimeout(f"no answer in {seconds:g} seconds")
 
+    def _answer(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """In a thread. A call that had no answer may have lost the connection, which SFTP's file system never opens again."""
+        try:
+            return self._answer_once(method, *arguments, **options)
+        except KVStoreError:
+            raise
+        except Exception:
+            if not self._is_lost or method not in _AGAIN:
+                raise
+        return self._answer_once(method, *arguments, **options)
+
+    def _answer_once(self, method: str, *arguments: Any, **options: Any) -> Any:
+        if self._is_lost and self._remake is not None:
+            self._fs, self._is_lost = self._remake(), False
+        try:
+            return getattr(self._fs, method)(*arguments, **options)
+        except _ANSWERS:
+            raise
+        except Exception:
+            self._is_lost = self._remake is not None
+            raise
+
     def _error(self, error: Exception) -> KVStoreError:
         said = f"{type(error).__name__}: {self._telling.clean(error)}"
         if isinstance(error, TimeoutError):
             return BackendTimeout(f"the file system did not answer: {said}")
-        if isinstance(error, PermissionError | ConnectionError | EOFError | FileNotFoundError):
+        is_lost = isinstance(error, OSError) and error.errno is None  # paramiko's "Socket is closed"
+        if is_lost or isinstance(error, PermissionError | ConnectionError | EOFError | FileNotFoundError):
             return BackendUnavailable(f"the file system can't be used: {said}")
         return BackendError(f"the file system failed: {said}")

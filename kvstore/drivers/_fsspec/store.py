@@ -104,7 +104,7 @@ class Telling:
         self._secrets = sorted(filter(lambda text: len(text) > 3, _secrets(options)), key=len, reverse=True)
 
     def clean(self, error: BaseException | str) -> str:
-        text = str(error)
+        text = next(iter(str(error).splitlines()), "")  # Azure's goes on with XML
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text[:500]
