@@ -280,8 +280,8 @@ async def test_thousands_of_calls_that_can_not_be_merged_cost_about_as_much_each
     """L2: neither those on one key, which follow each other, nor those on keys of their own."""
     driver = Recording()
     storage = create_storage(driver)
-    passes = {}
-    for size in (500, 4_000):
+    passes: dict[tuple[int, bool], float] = {}
+    for size in (500, 4_000, 500, 4_000):  # the better of two, for other work of the machine
         await storage.set_items({f"key:{number}": 0 for number in range(size)})
         for own in (False, True):
             before = time.process_time()
@@ -290,7 +290,7 @@ async def test_thousands_of_calls_that_can_not_be_merged_cost_about_as_much_each
                 await storage.update_item(f"key:{number if own else 0}", lambda value: value + 1)
 
             await asyncio.gather(*(update(number) for number in range(size)))
-            passes[size, own] = (time.process_time() - before) / size
+            passes[size, own] = min(passes.get((size, own), 1.0), (time.process_time() - before) / size)
         assert await storage.get_item("key:0") == size + 1
 
     for own in (False, True):
