@@ -42,7 +42,7 @@ from kvstore import (
 )
 from kvstore.drivers._footer import Footer, tail
 from kvstore.drivers._fsspec.s3 import S3Store
-from kvstore.drivers._fsspec.store import Found
+from kvstore.drivers._fsspec.store import Found, Telling
 from kvstore.drivers.fsspec import FsspecDriver
 from kvstore.errors import install
 from kvstore.testing import DriverSuite, FakeClock
@@ -910,3 +910,8 @@ async def test_an_SFTP_server_that_does_not_answer_is_unavailable_within_the_con
         own.resume()
         await storage.set_item("key", 1)
         assert await storage.get_item("key") == 1
+
+
+def test_a_secret_of_several_lines_is_in_no_message() -> None:
+    told = Telling({"key": "first-part\nsecond-part"}).clean("refused: first-part\nsecond-part, see\n<xml/>")
+    assert told == "refused: ***, see"

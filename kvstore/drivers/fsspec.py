@@ -195,9 +195,10 @@ class FsspecDriver(Driver):
 
         options: dict[str, Any] = {"skip_instance_cache": True}
         scheme = str(self._url).partition("://")[0]
-        if get_filesystem_class(scheme).async_impl:  # of the others not all take it
+        is_async = get_filesystem_class(scheme).async_impl
+        if is_async:  # of the others not all take it
             options["use_listings_cache"] = False
-        if scheme in _SSH:
+        elif scheme in _SSH:  # fsspec's own, by paramiko
             options |= dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), self._connect_timeout)
         options |= self._options
         if self._s3:
@@ -218,8 +219,10 @@ class FsspecDriver(Driver):
             raise BackendUnavailable(f"the file system can't be reached: {said}", maybe_written=False) from self._telling.cause(
                 error
             )
-        if scheme in _SSH:  # else each 32 KiB that are written wait 30 ms for an acknowledgement
-            fs.client.get_transport().sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if scheme in _SSH and not is_async:  # else each 32 KiB that are written wait 30 ms for an acknowledgement
+            way = fs.client.get_transport().sock
+            if isinstance(way, socket.socket):  # and no proxy's
+                way.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return fs, path
 
     async def aclose(self) -> None:

@@ -104,10 +104,10 @@ class Telling:
         self._secrets = sorted(filter(lambda text: len(text) > 3, _secrets(options)), key=len, reverse=True)
 
     def clean(self, error: BaseException | str) -> str:
-        text = next(iter(str(error).splitlines()), "")  # Azure's goes on with XML
-        for secret in self._secrets:
+        text = str(error)
+        for secret in self._secrets:  # which may have several lines
             text = text.replace(secret, "***")
-        return text[:500]
+        return text.strip().partition("\n")[0][:500]  # Azure's goes on with XML
 
     def cause(self, error: BaseException) -> BaseException | None:
         """`error` where it shows no secret, nor what caused it."""
